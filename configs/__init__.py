@@ -1,0 +1,1 @@
+"""Run configs, dataset configs and the schema that reads them."""

@@ -1,0 +1,178 @@
+"""The keys of a run config by group: type, default, range and one sentence each.
+
+Everything else about keys (the reference page, messages, --print_config) is made from these.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from configs import values
+from configs.layouts import pairs_text, parse_layout, parse_mesh_shape
+
+AttentionTypes = Annotated[tuple[str, ...] | None, BeforeValidator(values.attention_types),
+                           PlainSerializer(values.attention_runs)]
+Datasets = Annotated[list[values.DatasetEntry], BeforeValidator(values.datasets)]
+Devices = Annotated[list[str], BeforeValidator(values.devices)]
+MeshShape = Annotated[str, BeforeValidator(lambda value: pairs_text(parse_mesh_shape(value)))]
+Layout = Annotated[str, BeforeValidator(lambda value: pairs_text(parse_layout(value)))]
+Activation = Literal["gelu", "gelu_exact", "quick_gelu", "relu", "relu6", "squared_relu",
+                     "leaky_relu", "elu", "selu", "silu", "swish", "mish", "tanh", "sigmoid",
+                     "softplus", "softsign", "linear"]
+
+
+class Keys(BaseModel):
+    """What all groups share: exact types, no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False,
+                              protected_namespaces=())
+
+
+class ModelKeys(Keys):
+    """Model"""
+
+    model: Literal["GPT"] = Field("GPT", description="Kind of model.")
+    n_layer: int = Field(ge=1, description="Number of transformer blocks.")
+    n_head: int = Field(ge=1, description="Attention heads of a block; has to divide n_embd.")
+    n_embd: int = Field(ge=1, description="Width of the residual stream.")
+    n_ctx: int = Field(ge=1, description="Tokens that the model sees at once.")
+    n_vocab: int = Field(0, ge=0, description="Number of token ids; 0 takes the dataset's.")
+    pad_vocab_multiple: int = Field(
+        128, ge=1, description="The token table is padded to a multiple of this, so that a mesh "
+                               "divides it.")
+    pad_masked: bool = Field(
+        True, description="Whether padded ids are kept out of the softmax and of samples.")
+    attention_types: AttentionTypes = Field(
+        None, description='Kind of attention of each layer, as in [[["global"], 12]]; null is '
+                          'all global, the only kind in this release.')
+    position: Literal["learned", "rotary"] = Field(
+        "learned", description="A learned table of positions, or rotations of queries and keys.")
+    rotary_dims: int = Field(
+        0, ge=0, description="Features of a head that rotate (an even number); 0 is the whole "
+                             "head.")
+    activation_function: Activation = Field(
+        "gelu", description="Non-linearity of the feed-forward blocks; gelu is GPT-2's tanh form.")
+    no_weight_tie: bool = Field(
+        False, description="Whether the output head has weights of its own, not the token table's.")
+    layer_norm_epsilon: float = Field(
+        1e-5, gt=0, description="Added to the variance in layer norms.")
+
+
+class InitKeys(Keys):
+    """Initialisation and dropout"""
+
+    initializer_range: float = Field(
+        0.02, gt=0, description="Standard deviation of initial weights, as in GPT-2.")
+    scale_by_depth: bool = Field(
+        False, description="Whether initial weights that write to the residual stream are divided "
+                           "by √n_layer.")
+    scale_by_in: bool = Field(
+        False, description="Whether initial weights are divided by √(number of inputs).")
+    embed_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on embeddings in training.")
+    res_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout on what a block adds to the residual stream in "
+                                     "training.")
+    attn_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout on attention weights in training.")
+
+
+class TrainingKeys(Keys):
+    """Training"""
+
+    train_batch_size: int = Field(
+        ge=1, description="Sequences of a training step, over all devices.")
+    train_steps: int = Field(
+        ge=1, description="Step at which training ends, counted from the first run.")
+    seed: int = Field(
+        1, ge=0, le=2**31 - 1, description="Decides initial weights, order of data and dropout.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Type of activations and matrix products; weights stay float32.")
+    tokens_per_mb_per_replica: int | None = Field(
+        None, ge=0, description="Most tokens a replica takes at once: a larger batch is done in "
+                                "microbatches, of one sequence or more; null is no limit.")
+    recompute_grad: bool = Field(
+        False, description="Whether blocks are computed again in the backward pass, to save "
+                           "memory.")
+    gradient_clipping: Annotated[float, BeforeValidator(values.number_or_off)] = Field(
+        1.0, ge=0, description="Largest global norm of the gradient; 0 or null is no limit.")
+
+
+class OptimizerKeys(Keys):
+    """Optimizer and learning rate"""
+
+    lr: float = Field(ge=0, description="Peak learning rate.")
+    lr_decay: Literal["cosine", "linear", "constant", "inverse_sqrt"] = Field(
+        "cosine", description="How the learning rate falls after warm-up.")
+    lr_decay_end: int | None = Field(
+        None, ge=1, description="Step from which the learning rate stays at its lowest; null is "
+                                "train_steps.")
+    lr_min_ratio: float = Field(
+        0.1, ge=0, le=1, description="Floor of the learning rate as a share of lr.")
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps over which the learning rate rises to lr.")
+    opt_name: Literal["adamw", "adafactor"] = Field(
+        "adamw", description="Optimizer; GPT-Neo's \"adam\" is adamw.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the mean of squared gradients.")
+    epsilon: float = Field(1e-8, gt=0, description="Added to AdamW's denominator.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled decay of tensors of rank 2 or more, multiplied by the "
+                               "learning rate.")
+    ada_epsilon1: float = Field(1e-30, gt=0, description="Added to squared gradients in Adafactor.")
+    ada_epsilon2: float = Field(
+        1e-3, gt=0, description="Least root mean square of a tensor in Adafactor's relative step.")
+
+
+class MeshKeys(Keys):
+    """Devices"""
+
+    mesh_shape: MeshShape = Field(
+        "", description='Axes of the mesh of devices and their sizes, as in "x:4,y:2"; "" is one '
+                        'device.')
+    layout: Layout = Field(
+        "", description='Which dimension is split over which axis, as in "batch:x,heads:y"; '
+                        "the table of dimensions is below.")
+    gpu_ids: Devices = Field(
+        [], description="GPUs to use, one for each position of the mesh; [] is CPU devices.")
+
+
+class DataKeys(Keys):
+    """Data"""
+
+    datasets: Datasets = Field(
+        [], description="Datasets to mix: ids of configs/datasets/, paths of such a JSON, or "
+                        "[id, stitch, mode, weight] with mode chunks, documents_random or "
+                        "documents_fixed.")
+    eval_batch_size: int | None = Field(
+        None, ge=1, description="Sequences of an evaluation step; null is train_batch_size.")
+    eval_steps: int | None = Field(
+        None, ge=0, description="Batches of an evaluation; null is the whole split, 0 is no "
+                                "evaluation.")
+
+
+class PredictKeys(Keys):
+    """Prediction"""
+
+    predict_batch_size: int = Field(1, ge=1, description="Sequences sampled at once.")
+    predict_max_steps: int | None = Field(
+        None, ge=1, description="Most new tokens of a sample; null is what fits into n_ctx.")
+    predict_path: str | None = Field(
+        None, description="File to which samples are appended; null is none.")
+
+
+class RunKeys(Keys):
+    """Run"""
+
+    model_path: str = Field(
+        min_length=1, description="Directory of checkpoints, logs and metrics; may be gs://.")
+    steps_per_checkpoint: int = Field(
+        5000, ge=1, description="Steps between checkpoints and the evaluations made there.")
+    keep: int = Field(10, ge=1, description="Checkpoints kept; older ones are deleted.")
+    iterations: int = Field(100, ge=1, description="Steps between lines of progress and scalars.")
+    about: Annotated[str, BeforeValidator(values.text)] = Field(
+        "", description="What the run is, its command, expected score and time; text or a list "
+                        "of lines.")
+
+
+GROUPS = (ModelKeys, InitKeys, TrainingKeys, OptimizerKeys, MeshKeys, DataKeys, PredictKeys,
+          RunKeys)

@@ -1,0 +1,120 @@
+"""Keys that older configs carry: renamed ones, ones that nothing needs, and refused ones."""
+
+from typing import Any
+
+from configs.errors import UserError
+from configs.messages import shown
+
+RENAMED = {"activation_fn": "activation_function"}
+
+# Values that meant the same under another name, or by being null.
+VALUES = {
+    ("model", "GPT2"): "GPT",
+    ("opt_name", "adam"): "adamw",
+    ("opt_name", None): "adamw",
+    ("lr_decay", None): "constant",
+    ("weight_decay", None): 0.0,
+    ("precision", None): "float32",
+    ("n_vocab", None): 0,
+}
+
+# Nothing is lost when these are ignored. The reason is said in a note.
+UNNEEDED = {
+    "causal": "every GPT is",
+    "data_path": "datasets says where the data is",
+    "dataset": "datasets says which data is used",
+    "dataset_configs": "datasets names them",
+    "decay_exponent": "Adafactor's usual decay is used",
+    "decay_type": "Adafactor's usual decay is used",
+    "encoder_path": "the dataset names its encoder",
+    "eos_id": "the dataset's encoder knows it",
+    "eval_task": "an internal value",
+    "input": "datasets says how data is read",
+    "input_fn": "datasets says how data is read",
+    "lambada_n_steps": "only LAMBADA reads it",
+    "lambada_tokens_path": "only LAMBADA reads it",
+    "local_attention_radius": "only local attention reads it",
+    "log_grads": "the gradient's norm is always logged",
+    "mlm_cls_token_id": "only mlm_training reads it",
+    "mlm_mask_id": "only mlm_training reads it",
+    "mlm_mask_ignore_ids": "only mlm_training reads it",
+    "mlm_mask_prob": "only mlm_training reads it",
+    "mlm_random_token_prob": "only mlm_training reads it",
+    "mlm_same_token_prob": "only mlm_training reads it",
+    "mode": "an internal value",
+    "moe_activation": "only moe_layers reads it",
+    "moe_params": "only moe_layers reads it",
+    "no_dataset": "datasets: [] says it",
+    "num_cores": "mesh_shape says it",
+    "num_microbatches": "tokens_per_mb_per_replica decides it",
+    "padding_id": "windows are full and need no padding",
+    "predict": "a flag of main.py",
+    "predict_steps": "all prompts are done",
+    "remove_partial_sequences": "samples end where they end",
+    "shuffle_input_filenames": "the order of data follows from seed",
+    "stitch": "datasets says it",
+    "text_len": "an internal value",
+    "top_k": "a flag of main.py",
+    "use_tpu": "flags of main.py choose devices",
+}
+
+# Ignoring these would change what the config means, unless they are off.
+UNSUPPORTED = (
+    "axial_pos_emb", "entmax_loss", "eval_tasks", "export", "macaron", "mlm_training", "mlp_glu",
+    "moe_layers", "num_mem_kv", "rezero", "scalenorm", "share_parameters", "slow_sampling",
+    "sampling_use_entmax", "auto_layout", "auto_layout_and_mesh_shape", "z_loss",
+)
+
+
+def translate(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Rewrites legacy keys and values.
+
+    Returns:
+        (values, former name by key for the renamed, notes for the user).
+
+    Raises:
+        UserError: a key that this release does not support is on, or a key and its former name
+            disagree. The message begins with the key.
+    """
+    new: dict[str, Any] = {}
+    former: dict[str, str] = {}
+    unneeded: list[str] = []
+    for key, value in values.items():
+        if key in UNSUPPORTED:
+            if value:
+                raise UserError(f"{key}: not supported by this release; remove it or set it to "
+                                f"{'false' if value is True else 'null'}")
+            continue
+        if key in UNNEEDED:
+            unneeded.append(key)
+            continue
+        name, value = _renamed(key, value)
+        if name is None:
+            continue
+        if name != key:
+            former[name] = key
+        value = _known_value(name, value)
+        if name in new and new[name] != value:
+            raise UserError(f"{key}: says {shown(value)} where {name} says {shown(new[name])}; "
+                            f"keep {name}")
+        new[name] = value
+    notes = []
+    if unneeded:
+        reasons = "; ".join(f"{key} ({UNNEEDED[key]})" for key in unneeded)
+        notes.append(f"not needed and ignored: {reasons}")
+    return new, former, notes
+
+
+def _renamed(key: str, value: Any) -> tuple[str | None, Any]:
+    if key != "rotary_emb":
+        return RENAMED.get(key, key), value
+    if value not in (True, False, None):
+        raise UserError(f"rotary_emb: must be true or false, not {shown(value)}; "
+                        "the key is now position: \"rotary\" or \"learned\"")
+    return (None, None) if value is None else ("position", "rotary" if value else "learned")
+
+
+def _known_value(key: str, value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return VALUES.get((key, value), value)
+    return value

@@ -1,0 +1,288 @@
+"""A run's configuration: `load` reads it, `RunConfig` is what the rest of the program is given.
+
+Order of precedence: flags, then --set, then the file, then defaults. Nothing here imports
+TensorFlow, save for reading a config from a remote path.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from pydantic import PrivateAttr, ValidationError, model_validator
+
+from configs import checks, keys, layouts, legacy, messages, reading
+from configs.dataset import DatasetConfig
+from configs.errors import UserError
+
+
+class RunConfig(*reversed(keys.GROUPS)):  # pydantic lists the last base's keys first
+    """All keys of a run, checked against each other; immutable.
+
+    Values that default to those of another key (eval_batch_size, lr_decay_end, attention_types,
+    n_vocab) are filled in. Constructing one directly takes current key names and raises pydantic's
+    ValidationError on wrong types; `load` also understands legacy keys and says things in one line.
+
+    Attributes:
+        notes: lines that the user should see, such as ignored legacy keys.
+        sources: where each key's value came from: "file", "--set", a flag, "default", …
+    """
+
+    _notes: list[str] = PrivateAttr(default_factory=list)
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _resolve_and_check(self) -> "RunConfig":
+        resolved = {}
+        if self.attention_types is None:
+            resolved["attention_types"] = ("global",) * self.n_layer
+        if self.eval_batch_size is None:
+            resolved["eval_batch_size"] = self.train_batch_size
+        if self.lr_decay_end is None:
+            resolved["lr_decay_end"] = self.train_steps
+        if not self.n_vocab:
+            resolved["n_vocab"] = self._vocabulary_of_datasets()
+        for key, value in resolved.items():
+            # The frozen model completes itself before anyone sees it. The key stays "not given",
+            # so that `replace` fills it in again.
+            self.__dict__[key] = value
+            self.__pydantic_fields_set__.discard(key)
+        checks.check(self)
+        self._notes.extend(f"mesh_shape: no layout rule uses axis {axis}, so its devices repeat "
+                           "the same work" for axis in layouts.idle_axes(self))
+        return self
+
+    def _vocabulary_of_datasets(self) -> int:
+        if not self.datasets:
+            raise UserError("n_vocab: missing, and there are no datasets to take it from")
+        return max(dataset.n_vocab for dataset in self.dataset_configs.values())
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines that the user should see."""
+        return list(self._notes)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where each key's value came from."""
+        return {key: self._sources.get(key, "default") for key in type(self).model_fields}
+
+    @property
+    def head_size(self) -> int:
+        """Features of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def rotary_size(self) -> int:
+        """Features of a head that rotate; 0 with learned positions."""
+        return (self.rotary_dims or self.head_size) if self.position == "rotary" else 0
+
+    @property
+    def n_vocab_padded(self) -> int:
+        """Rows of the stored token table. It does not depend on the mesh: checkpoints fit any."""
+        return math.ceil(self.n_vocab / self.pad_vocab_multiple) * self.pad_vocab_multiple
+
+    @property
+    def mesh(self) -> list[tuple[str, int]]:
+        """(axis, size) of the mesh's axes; empty for one device."""
+        return layouts.parse_mesh_shape(self.mesh_shape)
+
+    @property
+    def layout_rules(self) -> list[tuple[str, str]]:
+        """(tensor dimension, mesh axis) of the layout's rules."""
+        return layouts.parse_layout(self.layout)
+
+    @property
+    def mesh_size(self) -> int:
+        """Number of devices."""
+        return math.prod(size for _, size in self.mesh)
+
+    @property
+    def batch_split(self) -> int:
+        """Number of replicas: the size of the mesh axis that splits the batch, or 1."""
+        return dict(self.mesh).get(dict(self.layout_rules).get("batch"), 1)
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of a step, by the rule of mtf's serialize_num_microbatches.
+
+        The fewest that divide a replica's batch evenly and hold at most
+        `tokens_per_mb_per_replica` tokens each (but at least one sequence).
+        """
+        if not self.tokens_per_mb_per_replica:
+            return 1
+        replica_batch = self.train_batch_size // self.batch_split
+        size = min(max(1, self.tokens_per_mb_per_replica // self.n_ctx), replica_batch)
+        while replica_batch % size:
+            size -= 1
+        return replica_batch // size
+
+    @cached_property
+    def dataset_configs(self) -> dict[str, DatasetConfig]:
+        """The dataset configs by id, in the order of `datasets`.
+
+        Raises:
+            UserError: there are none, or one is missing or wrong, needs more ids than n_vocab has,
+                or was made by another encoder than the first.
+        """
+        if not self.datasets:
+            raise UserError("datasets: none given; list an id of configs/datasets/")
+        found = {entry.id: _load_dataset(entry.id) for entry in self.datasets}
+        for name, dataset in found.items():
+            _check_dataset(self.n_vocab, name, dataset, *next(iter(found.items())))
+        return found
+
+    def architecture(self) -> dict[str, Any]:
+        """What decides the shapes and the meaning of the weights, for checkpoints' fingerprints."""
+        names = ["model", "n_layer", "n_head", "n_embd", "n_vocab", "n_vocab_padded", "pad_masked",
+                 "position", "activation_function", "no_weight_tie", "layer_norm_epsilon"]
+        facts = {name: getattr(self, name) for name in names}
+        facts["attention_types"] = list(self.attention_types)
+        # The window is a property of the weights only where they hold a row for each position.
+        if self.position == "learned":
+            facts["n_ctx"] = self.n_ctx
+        else:
+            facts["rotary_size"] = self.rotary_size
+        return facts
+
+    def replace(self, **changes: Any) -> "RunConfig":
+        """A copy with some keys changed, checked as a whole again."""
+        copy = type(self).model_validate({**self.model_dump(exclude_unset=True), **changes})
+        copy._sources.update({**self._sources, **dict.fromkeys(changes, "changed by the program")})
+        return copy
+
+    def to_json(self) -> str:
+        """The resolved config as JSON text that `load` takes again."""
+        lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+                 for key, value in self.model_dump(mode="json").items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def describe(self) -> str:
+        """Every key, its value and where it came from, and what follows from them, as text."""
+        values, sources = self.model_dump(mode="json"), self.sources
+        about = values.pop("about")
+        rows = [(key, json.dumps(value, ensure_ascii=False), sources[key])
+                for key, value in values.items()]
+        derived = ("head_size", "rotary_size", "n_vocab_padded", "mesh_size", "batch_split",
+                   "num_microbatches")
+        rows += [(key, str(getattr(self, key)), "follows from the keys above") for key in derived]
+        width = max(len(key) for key, _, _ in rows)
+        value_width = min(50, max(len(value) for _, value, _ in rows))
+        lines = [f"{key:{width}}  {value:{value_width}}  {source}" for key, value, source in rows]
+        return "\n".join([*(f"# {line}" for line in about.splitlines()), *lines])
+
+
+def load(path_or_name: str, overrides: Sequence[str] = (),
+         flags: Mapping[str, Any] | None = None) -> RunConfig:
+    """Reads, overrides and checks a run config.
+
+    Args:
+        path_or_name: a JSON or YAML file, or a name in configs/ with or without its ending.
+        overrides: "key=value" texts as --set takes them; dotted keys reach into sections and lists.
+        flags: values of keys that flags of the command line give; None is a flag not given.
+
+    Raises:
+        UserError: one line naming the file or flag, the key, and what is allowed.
+    """
+    path = reading.find_config(path_or_name)
+    values, sources, notes = _translated(path, reading.read_mapping(path), "file")
+    for override in overrides:
+        values = _overridden(values, override, sources, notes)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            values[key], sources[key] = value, f"--{key}"
+    try:
+        config = RunConfig.model_validate(values)
+        _check_present_datasets(config, notes)
+    except ValidationError as error:
+        key, sentence = messages.first_mistake(error, RunConfig)
+        source = sources.get(key, "file")
+        raise UserError(f"{source if source.startswith('--') else path}: {sentence}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    config._sources.update(_resolved_sources(config, values), **sources)
+    if not values.get("n_vocab"):
+        config._sources["n_vocab"] = "dataset " + ", ".join(config.dataset_configs)
+    config._notes.extend(f"{path}: {note}" for note in notes)
+    return config
+
+
+def _translated(place: str, values: dict, source: str) -> tuple[dict, dict[str, str], list[str]]:
+    """(values under current names, sources by key, notes)."""
+    try:
+        values, former, notes = legacy.translate(values)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    sources = {key: f"{source} (as {former[key]})" if key in former else source for key in values}
+    return values, sources, notes
+
+
+def _overridden(values: dict, override: str, sources: dict[str, str], notes: list[str]) -> dict:
+    """`values` with one --set applied; extends `sources` and `notes`."""
+    path, text = reading.split_override(override)
+    if len(path) > 1:
+        sources[path[0]] = "--set" if path[0] not in sources else f"{sources[path[0]]}, --set"
+        return reading.overridden(values, path, reading.parse_value(text))
+    value = text if _is_text(path[0]) and text != "null" else reading.parse_value(text)
+    new, new_sources, new_notes = _translated("--set", {path[0]: value}, "--set")
+    sources.update(new_sources)
+    notes.extend(new_notes)
+    return {**values, **new}
+
+
+def _is_text(key: str) -> bool:
+    """Whether a key holds text, so that `--set about=yes` stays text."""
+    field = RunConfig.model_fields.get(key)
+    return field is not None and field.annotation in (str, str | None) and key not in (
+        "mesh_shape", "layout")
+
+
+def _resolved_sources(config: RunConfig, values: dict) -> dict[str, str]:
+    origins = {"eval_batch_size": "train_batch_size", "lr_decay_end": "train_steps",
+               "attention_types": "n_layer"}
+    return {key: f"default (from {origin})" for key, origin in origins.items()
+            if values.get(key) is None}
+
+
+def dataset_path(name: str) -> str:
+    """The JSON meant by a dataset's id, which may itself be a path that ends in .json."""
+    if name.endswith(".json"):
+        return name
+    return os.path.join(reading.CONFIG_DIR, "datasets", f"{name}.json")
+
+
+def _load_dataset(name: str) -> DatasetConfig:
+    path = dataset_path(name)
+    if "://" not in path and not os.path.isfile(path):
+        folder = os.path.dirname(path) or "."
+        there = [os.path.splitext(file)[0] for file in sorted(os.listdir(folder))
+                 if file.endswith(".json")] if os.path.isdir(folder) else []
+        hint = messages.did_you_mean(name, there)
+        raise UserError(f"datasets: {name} has no {path}{hint}; datasets/create_tfrecords.py "
+                        "--write_dataset_config makes one")
+    return DatasetConfig.from_json(reading.read_text(path), path)
+
+
+def _check_dataset(n_vocab: int, name: str, dataset: DatasetConfig, first_name: str,
+                   first: DatasetConfig) -> None:
+    if n_vocab and dataset.n_vocab > n_vocab:
+        raise UserError(f"n_vocab: {n_vocab} is less than the {dataset.n_vocab} ids of dataset "
+                        f"{name}")
+    hashes = (dataset.encoder_hash, first.encoder_hash)
+    differ = hashes[0] != hashes[1] if all(hashes) else dataset.encoder != first.encoder
+    if differ:
+        raise UserError(f"datasets: {first_name} and {name} were made by different encoders "
+                        f"({first.encoder}, {dataset.encoder}); encode them alike")
+
+
+def _check_present_datasets(config: RunConfig, notes: list[str]) -> None:
+    """Checks the datasets if they are there; a model can be described or sampled without them."""
+    missing = [entry.id for entry in config.datasets
+               if "://" in entry.id or not os.path.isfile(dataset_path(entry.id))]
+    if missing:
+        notes.append(f"datasets: no {', '.join(map(dataset_path, missing))}; training and "
+                     "evaluation need it")
+    elif config.datasets:
+        _ = config.dataset_configs  # loads and checks them

@@ -1,0 +1,115 @@
+"""Reads values that can be written in several ways: layers, datasets, devices, text, "off".
+
+Each function takes what JSON gave and raises ValueError with a sentence on what is allowed.
+"""
+
+from typing import Any, NamedTuple
+
+from configs.messages import did_you_mean, shown
+
+ATTENTION_TYPES = ("global",)
+MODES = ("chunks", "documents_random", "documents_fixed")
+
+
+class DatasetEntry(NamedTuple):
+    """One dataset of a mix. `mode` None is the mode in which the dataset was written."""
+
+    id: str
+    stitch: int = 1
+    mode: str | None = None
+    weight: float = 1.0
+
+
+def attention_types(value: Any) -> tuple[str, ...] | None:
+    """The kind of each layer from [[["global"], 12]] or ["global", …]; None stays None."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple):
+        raise ValueError(f'must be a list such as [[["global"], 12]], not {shown(value)}')
+    layers = [kind for item in value for kind in _repeated(item)]
+    for kind in layers:
+        if kind not in ATTENTION_TYPES:
+            raise ValueError(f"{shown(kind)} is not supported by this release"
+                             f"{did_you_mean(str(kind), ATTENTION_TYPES)}; "
+                             f"known: {', '.join(ATTENTION_TYPES)}")
+    return tuple(layers)
+
+
+def _repeated(item: Any) -> list:
+    """["a", "b", "a", "b"] from [["a", "b"], 2], and ["a"] from "a"."""
+    if isinstance(item, str):
+        return [item]
+    if isinstance(item, list | tuple) and len(item) == 2:
+        kinds, times = item
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        if isinstance(kinds, list | tuple) and type(times) is int and times >= 0:
+            return list(kinds) * times
+    raise ValueError(f"{shown(item)} is no [[kinds], times]; write e.g. [[[\"global\"], 12]]")
+
+
+def attention_runs(layers: tuple[str, ...] | None) -> list | None:
+    """[[["global"], 12]]: runs of equal layers, as short as GPT-Neo writes them."""
+    if layers is None:
+        return None
+    runs: list[list] = []
+    for kind in layers:
+        if runs and runs[-1][0] == [kind]:
+            runs[-1][1] += 1
+        else:
+            runs.append([[kind], 1])
+    return runs
+
+
+def datasets(value: Any) -> list[DatasetEntry]:
+    """Entries from ids and [id, stitch, mode, weight]; a list's later items may be left out."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f'must be a list such as ["pile"] or [["pile", 1, "chunks", 1.0]], '
+                         f"not {shown(value)}")
+    entries = [_dataset(item) for item in value]
+    names = [entry.id for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is listed twice; keep one")
+    return entries
+
+
+def _dataset(item: Any) -> DatasetEntry:
+    parts = [item] if isinstance(item, str) else item
+    if not isinstance(parts, list | tuple) or not 1 <= len(parts) <= 4:
+        raise ValueError(f"{shown(item)} is neither an id nor [id, stitch, mode, weight]")
+    entry = DatasetEntry(*parts)
+    if not isinstance(entry.id, str) or not entry.id:
+        raise ValueError(f"{shown(item)} does not begin with a dataset's id")
+    if type(entry.stitch) is not int or entry.stitch < 1:
+        raise ValueError(f"{entry.id}: stitch must be a whole number, 1 or more, "
+                         f"not {shown(entry.stitch)}")
+    if entry.mode is not None and entry.mode not in MODES:
+        raise ValueError(f"{entry.id}: mode must be one of {', '.join(MODES)}, "
+                         f"not {shown(entry.mode)}{did_you_mean(str(entry.mode), MODES)}")
+    if type(entry.weight) not in (int, float) or not 0 < entry.weight < float("inf"):
+        raise ValueError(f"{entry.id}: weight must be above 0, not {shown(entry.weight)}")
+    return entry._replace(weight=float(entry.weight))
+
+
+def devices(value: Any) -> list[str]:
+    """TensorFlow's names of GPUs from numbers, "gpu:0" or "device:GPU:0"."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f'must be a list such as ["0", "1"], not {shown(value)}')
+    names = []
+    for item in value:
+        number = str(item).lower().removeprefix("device:").removeprefix("gpu:")
+        if isinstance(item, bool) or not number.isdecimal():
+            raise ValueError(f"{shown(item)} is no GPU; write 0 or device:GPU:0")
+        names.append(f"device:GPU:{int(number)}")
+    return names
+
+
+def text(value: Any) -> Any:
+    """A list of lines as one text; anything else as it is."""
+    lines = isinstance(value, list) and all(isinstance(line, str) for line in value)
+    return "\n".join(value) if lines else value
+
+
+def number_or_off(value: Any) -> Any:
+    """null as 0: two ways to write off."""
+    return 0.0 if value is None else value

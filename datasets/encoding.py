@@ -1,0 +1,207 @@
+"""Documents to token ids, in this process or in several, always in the documents' order.
+
+Nothing here imports TensorFlow: every worker process imports this module.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+import typing
+
+import numpy as np
+
+import encoders
+from configs.errors import UserError
+
+SPLITS = ("train", "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """All that decides which tokens a document becomes, and in which split they are.
+
+    Attributes:
+        encoder: the encoder's spec.
+        separator: ids put behind each document.
+        minimum_size: documents with fewer tokens (separator apart) are dropped.
+        ftfy: whether ftfy.fix_text goes over each text first.
+        val_fraction: share of the documents, or with val_tail of each document's characters, that
+            goes to validation.
+        val_tail: whether each document is cut, rather than the documents shared out.
+        seed: decides with a document's place which split it belongs to.
+    """
+
+    encoder: str
+    separator: tuple
+    minimum_size: int
+    ftfy: bool
+    val_fraction: float
+    val_tail: bool
+    seed: int
+
+
+class Document(typing.NamedTuple):
+    """A text and its place: the file, its number in natural order, the document's in the file."""
+
+    path: str
+    file: int
+    number: int
+    text: str
+
+
+class Encoded(typing.NamedTuple):
+    """The documents of one split: tokens [sum of lengths], the rest [documents].
+
+    `lengths` counts tokens with the separator; `text_bytes` are UTF-8 bytes of the texts and
+    `decoded_bytes` those of decode(encode(text)).
+    """
+
+    tokens: np.ndarray
+    lengths: list
+    text_bytes: list
+    decoded_bytes: list
+
+
+class Result(typing.NamedTuple):
+    """What became of a batch of documents; `tokens_in` counts every encoded token and separator."""
+
+    splits: dict
+    documents: int
+    tokens_in: int
+    dropped_documents: int
+    dropped_tokens: int
+
+
+def normalise(job, text):
+    """The text that is encoded: the document itself, or what ftfy makes of it."""
+    if not job.ftfy:
+        return text
+    import ftfy
+    return ftfy.fix_text(text)
+
+
+def _in_validation(job, document):
+    """Whether a whole document belongs to validation: a hash of the seed and its place."""
+    if not job.val_fraction:
+        return False
+    place = f"{job.seed}:{document.file}:{document.number}".encode()
+    value = int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big")
+    return value < job.val_fraction * 2 ** 64
+
+
+def split_document(job, document):
+    """Cuts a document into its parts: [(split, text), …], parts without text left out."""
+    text = normalise(job, document.text)
+    if not job.val_tail:
+        return [(SPLITS[_in_validation(job, document)], text)]
+    cut = int(len(text) * (1 - job.val_fraction))
+    return [(split, part) for split, part in zip(SPLITS, (text[:cut], text[cut:]), strict=True)
+            if part]
+
+
+def encode_documents(job, encoder, documents):
+    """Encodes a batch of documents.
+
+    Returns:
+        Result.
+
+    Raises:
+        UserError: the encoder has no ids for a document; names its place.
+    """
+    parts = [split_document(job, document) for document in documents]
+    ids = iter(_encode(encoder, documents, parts))
+    dtype = np.uint16 if encoder.n_vocab <= 1 << 16 else np.int32
+    kept = {split: ([], [], [], []) for split in SPLITS}
+    separator = np.array(job.separator, dtype)
+    tokens_in = dropped_documents = dropped_tokens = 0
+    for pieces in parts:
+        encoded = [(split, text, next(ids)) for split, text in pieces]
+        size = sum(len(tokens) for _, _, tokens in encoded)
+        tokens_in += size
+        if size < max(job.minimum_size, 1):
+            dropped_documents += 1
+            dropped_tokens += size
+            continue
+        for split, text, tokens in encoded:
+            if not tokens:
+                continue
+            arrays, lengths, text_bytes, decoded_bytes = kept[split]
+            arrays += [np.array(tokens, dtype), separator]
+            lengths.append(len(tokens) + len(separator))
+            tokens_in += len(separator)
+            text_bytes.append(len(text.encode("utf-8")))
+            decoded_bytes.append(text_bytes[-1] if encoder.lossless
+                                 else len(encoder.decode(tokens).encode("utf-8")))
+    splits = {split: Encoded(np.concatenate(arrays) if arrays else np.zeros(0, dtype), *rest)
+              for split, (arrays, *rest) in kept.items()}
+    return Result(splits, len(documents), tokens_in, dropped_documents, dropped_tokens)
+
+
+def _encode(encoder, documents, parts):
+    """The ids of all parts in order; on a failure finds the document that caused it."""
+    try:
+        return encoder.encode_batch([text for pieces in parts for _, text in pieces])
+    except UserError:
+        for document, pieces in zip(documents, parts, strict=True):
+            try:
+                encoder.encode_batch([text for _, text in pieces])
+            except UserError as error:
+                raise UserError(f"{document.path}, document {document.number} (the first is 0): "
+                                f"{error}") from error
+        raise
+
+
+def encode_in_order(job, encoder, batches, processes):
+    """Encodes batches on several processes; the order of results never depends on them.
+
+    Args:
+        job: Job.
+        encoder: the job's encoder, loaded.
+        batches: an iterable of objects with `documents`; read only as far ahead as keeps the
+            processes busy.
+        processes: how many; 1 encodes in this process.
+
+    Yields:
+        (batch, Result).
+    """
+    if processes == 1:
+        for batch in batches:
+            yield batch, encode_documents(job, encoder, batch.documents)
+        return
+    # spawn, not fork: a forked copy of a process that holds TensorFlow's threads may hang
+    pool = concurrent.futures.ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), _start_worker, (job,))
+    waiting = collections.deque()
+    try:
+        for batch in batches:
+            waiting.append((batch, pool.submit(_work, batch.documents)))
+            if len(waiting) > 2 * processes:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker = None  # (Job, encoder) of a worker process
+
+
+def _start_worker(job):
+    """Loads the encoder once a process, and ends the process with its parent, however that ends."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers itself
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    _worker = job, encoders.load(job.encoder)
+
+
+def _work(documents):
+    """Encodes a batch in a worker process."""
+    return encode_documents(*_worker, documents)

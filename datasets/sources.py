@@ -1,0 +1,277 @@
+"""Raw inputs: finds files and streams the documents that they hold.
+
+A name is read from its right end: a compression (.gz .xz .zst .bz2, or none), then a format (.txt,
+.jsonl, .json, .dat, .tar). Every combination works, so `.jsonl.zst`, `.txt.xz`, `.tar.gz` and
+lm_dataformat's archives need no code of their own, and members of a tar are named the same way.
+Nothing is extracted to disk; only one document (and for .json one file) is in memory at a time.
+"""
+
+import io
+import json
+import os
+import re
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import tensorflow as tf  # noqa: E402
+from streams import BROKEN, COMPRESSIONS, RemoteFile, one_line  # noqa: E402
+
+from configs.errors import UserError  # noqa: E402
+from encoders.base import join_surrogates  # noqa: E402
+
+TFDS = "tfds:"
+GLOB = re.compile(r"[*?\[{]")
+KINDS = (".txt .jsonl .json .dat .tar .index, each but .index also with .gz .xz .zst or .bz2; "
+         ".tgz, .gz, .xz, .zst, .bz2")
+
+
+def natural_key(path):
+    """A sort key under which shard_2 comes before shard_10."""
+    return [(int(part), part) if part.isdigit() else (0, part)
+            for part in re.split(r"([0-9]+)", path)]
+
+
+def split_name(name):
+    """Splits a file name into (format, compression) such as (".jsonl", ".zst"), or None if unknown.
+
+    A compressed file of no known format is text, save for OpenWebText's `*_data.xz`, which is a tar
+    as is `.tgz`.
+    """
+    base = os.path.basename(name).lower()
+    if base.endswith(".tgz"):
+        return ".tar", ".gz"
+    stem, compression = os.path.splitext(base)
+    if compression not in COMPRESSIONS:
+        stem, compression = base, ""
+    form = os.path.splitext(stem)[1]
+    if form in READERS:
+        return form, compression
+    if not compression:
+        return None
+    return (".tar" if stem.endswith("_data") else ".txt"), compression
+
+
+def list_files(paths, ignored=None):
+    """Lists input files.
+
+    Args:
+        paths: one path or several: a file, a directory (walked, hidden names skipped), a glob, or
+            an index: a file whose name ends in `.index` and which lists such paths, one a line.
+        ignored: a list that receives the files of unknown kind found in directories and globs.
+
+    Returns:
+        The files' paths, each once, in natural order (2 before 10).
+
+    Raises:
+        UserError: a path matches nothing, or a file that was named is of no known kind.
+    """
+    found = {}
+    for path in [paths] if isinstance(paths, str) else paths:
+        for file in _expand(path, ignored if ignored is not None else []):
+            found[file] = None
+    return sorted(found, key=natural_key)
+
+
+def _expand(path, ignored):
+    """Yields the files that one path given by the user stands for."""
+    if tf.io.gfile.isdir(path):
+        candidates = list(_walk(path))
+    elif tf.io.gfile.exists(path):
+        if path.endswith(".index"):
+            yield from _index(path, ignored)
+        elif split_name(path) is None:
+            raise UserError(f"{path}: of no known kind; the name must end in {KINDS}")
+        else:
+            yield path
+        return
+    elif GLOB.search(path):
+        candidates = []
+        for match in tf.io.gfile.glob(path):
+            candidates += list(_walk(match)) if tf.io.gfile.isdir(match) else [match]
+    else:
+        raise UserError(f"{path}: no such file or directory")
+    known = [file for file in candidates if split_name(file) is not None]
+    ignored.extend(file for file in candidates if split_name(file) is None)
+    if not known:
+        raise UserError(f"{path}: no input files there; names must end in {KINDS}")
+    yield from known
+
+
+def _walk(directory):
+    """Yields the files under a directory whose path below it has no hidden part."""
+    for folder, folders, files in tf.io.gfile.walk(directory):
+        # gfile.walk lists folders with a trailing slash on some file systems
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(part.startswith(".") for part in folder[len(directory):].split("/")):
+            continue
+        for name in files:
+            if not name.startswith("."):
+                yield os.path.join(folder, name)
+
+
+def _index(path, ignored):
+    """Yields the files that an index file lists."""
+    with tf.io.gfile.GFile(path) as file:
+        lines = [line.strip() for line in file.read().splitlines()]
+    for line in lines:
+        if line and not line.startswith("#"):
+            yield from _expand(line, ignored)
+
+
+def size_of(path):
+    """The size of an input in bytes as stored (for TFDS: of the split); 0 if it has none."""
+    if path.startswith(TFDS):
+        from tfds_source import split_bytes
+        return split_bytes(path[len(TFDS):])
+    try:
+        return tf.io.gfile.stat(path).length
+    except tf.errors.OpError:
+        return 0  # a link to nowhere; reading it will say what is wrong
+
+
+class _Report:
+    """Where problems go: raised at once, or given to a callback so that reading can go on."""
+
+    def __init__(self, on_bad):
+        self._on_bad = on_bad
+
+    def bad(self, where, why):
+        """Reports that what `where` names cannot be used."""
+        message = one_line(f"{where}: {why}")
+        if self._on_bad is None:
+            raise UserError(f"{message}; mend or remove it, or skip such inputs (--on_error skip)")
+        self._on_bad(message)
+
+
+def documents(path, text_key="text", on_bad=None, on_read=None):
+    """Streams the documents of one input.
+
+    Args:
+        path: a file that `list_files` gave, or `tfds:NAME[:split]`.
+        text_key: the JSON key (TFDS feature) that holds the text.
+        on_bad: called with one line for each file, archive member or JSON line that is unreadable
+            or empty; reading then goes on behind it. None: such an input raises UserError.
+        on_read: called with the number of stored bytes after each read, for progress bars.
+
+    Yields:
+        str, each document as stored (line ends untouched, a byte order mark removed). Lone
+        surrogates in JSON, which no UTF-8 can hold, become U+FFFD.
+
+    Raises:
+        UserError: names the file, the member and the line.
+    """
+    report = _Report(on_bad)
+    if path.startswith(TFDS):
+        from tfds_source import read_tfds
+        yield from read_tfds(path[len(TFDS):], text_key, on_read)
+        return
+    try:
+        with RemoteFile(path, on_read) as file:
+            yield from _read(path, file, text_key, report)
+    except BROKEN as error:
+        report.bad(path, f"unreadable: {error or type(error).__name__}")
+
+
+def _read(name, stream, text_key, report):
+    """Yields the documents of one stream, read as its name says; reports it if it has none."""
+    form, compression = split_name(name)
+    raw = stream
+    if compression:
+        stream = COMPRESSIONS[compression](raw)
+    count = 0
+    for text in READERS[form](name, io.BufferedReader(stream, 1 << 20), text_key, report):
+        count += 1
+        yield text
+    if not count:
+        report.bad(name, "empty: it holds no documents")
+
+
+def _read_text(name, stream, text_key, report):
+    """A text file is one document."""
+    data = stream.read()
+    if data:
+        yield data.decode("utf-8-sig")
+
+
+def _text_of(record, text_key):
+    """The text of a JSON record: lm_dataformat allows bare strings and lists of paragraphs."""
+    text = record if isinstance(record, str) else record[text_key]
+    if isinstance(text, list):
+        text = "\n\n".join(text)
+    if not isinstance(text, str):
+        raise TypeError(f"{type(text).__name__} where a string belongs")
+    if text.isascii():
+        return text
+    return join_surrogates(text)
+
+
+def _records(records, text_key, report):
+    """Yields the texts of (where, parse function) pairs, reporting those that have none."""
+    for where, parse in records:
+        try:
+            text = _text_of(parse(), text_key)
+        except KeyError:
+            report.bad(where, f"no key {text_key!r}; name the text's key with --text_key")
+        except (ValueError, TypeError) as error:
+            report.bad(where, f"not a JSON record with text: {error}")
+        else:
+            yield text
+
+
+def _read_jsonl(name, stream, text_key, report):
+    """One JSON record a line: {"text": …, …} or a bare string."""
+    lines = ((f"{name} line {number}", lambda line=line: json.loads(line))
+             for number, line in enumerate(stream, 1) if line.strip())
+    yield from _records(lines, text_key, report)
+
+
+def _read_json(name, stream, text_key, report):
+    """One JSON list of records (lm_dataformat's .json.zst), or a single record."""
+    try:
+        content = json.loads(stream.read())
+    except ValueError as error:
+        report.bad(name, f"not JSON: {error}")
+        return
+    content = content if isinstance(content, list) else [content]
+    records = ((f"{name} record {number}", lambda record=record: record)
+               for number, record in enumerate(content))
+    yield from _records(records, text_key, report)
+
+
+def _read_dat(name, stream, text_key, report):
+    """lm_dataformat's old archive: 16 decimal digits give a length, then come that many bytes."""
+    while True:
+        head = stream.read(16)
+        if not head:
+            return
+        if len(head) < 16 or not head.isdigit():
+            raise EOFError(f"16 digits expected where {head!r} stands")
+        data = stream.read(int(head))
+        if len(data) < int(head):
+            raise EOFError(f"document of {int(head)} bytes cut off after {len(data)}")
+        yield data.decode("utf-8")
+
+
+def _read_tar(name, stream, text_key, report):
+    """The members of a tar, in their order, each read as its own name says."""
+    import tarfile
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        while (member := archive.next()) is not None:
+            archive.members = []  # tarfile keeps all it has seen, which a large archive fills
+            where = f"{name}:{member.name}"
+            if not member.isfile() or os.path.basename(member.name).startswith("."):
+                continue
+            if split_name(member.name) is None:
+                report.bad(where, f"of no known kind; the name must end in {KINDS}")
+                continue
+            try:
+                yield from _read(where, archive.extractfile(member), text_key, report)
+            except tarfile.ReadError:
+                raise  # the archive itself is cut off, so no member can follow
+            except BROKEN as error:
+                report.bad(where, f"unreadable: {error or type(error).__name__}")
+
+
+READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".json": _read_json, ".dat": _read_dat,
+           ".tar": _read_tar}

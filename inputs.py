@@ -1,0 +1,222 @@
+"""Input functions: TFRecords → windows of n_ctx + 1 tokens (a model's inputs and their targets).
+
+Which window comes at which position of a run is a pure function of (config, position): it depends
+neither on the batch size nor on where a run was stopped.
+
+- A dataset's windows are grouped into blocks, each one read of about a megabyte, and blocks into
+  groups that fit into memory. Each epoch visits the blocks in another order, and shuffles the
+  windows of each group. Nothing is left out of an epoch and nothing comes twice.
+- "chunks" reads a dataset as one stream of tokens, whatever the size of its records: window k is
+  tokens k·n_ctx … k·n_ctx + n_ctx, so each token but the first is a target once. Training leaves
+  out the last tokens of the stream that fill no window.
+- "documents_random" and "documents_fixed" concatenate `stitch` whole records and take a window at
+  a random place or from the start; records are shuffled, and the last records of an epoch that are
+  fewer than `stitch` are left out of it (other ones in each epoch).
+- Several datasets are mixed by a fixed table, from which each one's own position follows.
+
+Rows are dicts: "tokens" int32 [n_ctx + 1], and "valid" int32 [], the number of targets that count,
+which is n_ctx but at the end of an evaluation.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+
+import tensorflow.compat.v1 as tf
+
+from configs.errors import UserError
+from records import sources
+from records.check import check_dataset
+from records.mixing import mixed
+from records.splits import NoValidation
+
+__all__ = ["check_dataset", "dataset_facts", "eval_input_fn", "eval_windows", "explain_data_error",
+           "train_input_fn"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a run has to know of a split.
+
+    Attributes:
+        tokens: of all datasets together.
+        bytes, decoded_bytes: of the original text and of decode(encode(text)); None if unknown.
+        windows: per epoch, all datasets together.
+        encoder, encoder_hash, n_vocab, eos_id: of the encoder; all but n_vocab may be None.
+        datasets: for each dataset a dict of id, mode, stitch, weight, windows, tokens and shards (a
+            hash of the shards' names and counts): what the order of windows follows from.
+    """
+
+    tokens: int
+    bytes: int | None
+    decoded_bytes: int | None
+    windows: int
+    encoder: str | None
+    encoder_hash: str | None
+    n_vocab: int
+    eos_id: int | None
+    datasets: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSize:
+    """The size of an evaluation: windows, batches of eval_batch_size, and targets that count."""
+
+    windows: int
+    batches: int
+    targets: int
+
+
+def train_input_fn(config, start_window):
+    """The training input function.
+
+    Args:
+        config: the run's config.
+        start_window: windows that the run has consumed before: its steps × its batch size.
+
+    Returns:
+        A function of TPUEstimator's params that returns an endless tf.data.Dataset of
+        {"tokens": int32 [batch, n_ctx + 1], "valid": int32 [batch]}.
+
+    Raises:
+        UserError: the datasets cannot be read as the config says.
+    """
+    datasets = sources.of_run(config, "train")
+    readers = [sources.windows(config, number, source) for number, source in enumerate(datasets)]
+    for source, reader in zip(datasets, readers, strict=True):
+        if reader.left_out:
+            tf.logging.info("dataset %s: %d windows an epoch; %s", source.entry.id, reader.windows,
+                            reader.left_out)
+    entries = [source.entry for source in datasets]
+
+    def input_fn(params):
+        batch_size = params.get("batch_size", config.train_batch_size)
+        if len(readers) == 1:
+            rows = readers[0].shuffled(start_window)
+        else:
+            rows = mixed(config.seed, entries, readers, start_window)
+        return _batches(rows, batch_size, config.n_ctx)
+
+    return input_fn
+
+
+def eval_input_fn(config):
+    """The evaluation input function: every window of the validation splits, once and in order.
+
+    Returns:
+        A function of TPUEstimator's params that returns a finite tf.data.Dataset like
+        train_input_fn's. The last batch is filled up with rows of no valid targets. It ends after
+        eval_steps batches where the config sets them.
+
+    Raises:
+        UserError: a dataset has no validation split or cannot be read.
+    """
+    readers = _eval_readers(config)
+    windows = sum(reader.windows for reader in readers)
+
+    def input_fn(params):
+        batch_size = params.get("batch_size", config.eval_batch_size)
+        rows = functools.reduce(lambda a, b: a.concatenate(b),
+                                [reader.in_order() for reader in readers])
+        padding = tf.data.Dataset.from_tensors({"tokens": tf.zeros([config.n_ctx + 1], tf.int32),
+                                                "valid": tf.constant(0, tf.int32)})
+        rows = rows.concatenate(padding.repeat(-windows % batch_size))
+        batches = _batches(rows, batch_size, config.n_ctx)
+        return batches.take(config.eval_steps) if config.eval_steps else batches
+
+    return input_fn
+
+
+def eval_windows(config):
+    """The EvalSize of eval_input_fn with eval_batch_size rows a batch."""
+    readers = _eval_readers(config)
+    windows = sum(reader.windows for reader in readers)
+    batches = -(-windows // config.eval_batch_size)
+    if config.eval_steps:
+        batches = min(batches, config.eval_steps)
+    left = windows = min(windows, batches * config.eval_batch_size)
+    targets = 0
+    for reader in readers:
+        taken = min(left, reader.windows)
+        targets += min(taken * config.n_ctx, reader.tokens - 1)
+        left -= taken
+    return EvalSize(windows, batches, targets)
+
+
+def _eval_readers(config):
+    """What reads the windows of each validation split."""
+    return [sources.windows(config, number, source)
+            for number, source in enumerate(sources.of_run(config, "validation"))]
+
+
+def dataset_facts(config, split):
+    """The Facts of a split, "train" or "validation".
+
+    Raises:
+        UserError: the datasets cannot be read, or were made by different encoders.
+    """
+    datasets = sources.of_run(config, split)
+    described = []
+    for number, source in enumerate(datasets):
+        shards = [[shard.path.rpartition("/")[2], shard.records, shard.tokens]
+                  for shard in source.split.shards]
+        described.append({
+            "id": source.entry.id, "mode": source.mode, "stitch": source.entry.stitch,
+            "weight": source.entry.weight, "tokens": source.split.total("tokens"),
+            "windows": sources.windows(config, number, source).windows,
+            "shards": hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]})
+    known = next((source for source in datasets if source.split.encoder), datasets[0])
+    encoder = known.split.encoder
+    sizes = {fact: [source.split.total(fact) for source in datasets]
+             for fact in ("bytes", "decoded_bytes")}
+    return Facts(
+        tokens=sum(dataset["tokens"] for dataset in described),
+        windows=sum(dataset["windows"] for dataset in described),
+        encoder=encoder.spec if encoder else known.config.encoder,
+        encoder_hash=known.encoder_hash,
+        n_vocab=encoder.n_vocab if encoder else known.config.n_vocab,
+        eos_id=encoder.eos_id if encoder else known.config.eos_id,
+        datasets=tuple(described),
+        **{fact: None if None in values else sum(values) for fact, values in sizes.items()})
+
+
+def explain_data_error(config, error):
+    """One line that names the file and offset behind an error of the input pipeline.
+
+    Args:
+        config: the run's config.
+        error: the tf.errors.OpError that a step raised.
+
+    Returns:
+        The line, or None if the error is not the data's.
+    """
+    message = getattr(error, "message", None) or str(error)
+    failed = re.search(r"assertion failed: \[(dataset .*)\]", message)
+    if failed:
+        return failed[1].replace("] [", " ") + "; see --check_dataset"
+    offset = re.search(r"(?:corrupted|truncated) record at (\d+)", message)
+    if not offset and "Dataset was empty" not in message:
+        return None
+    for split in ("train", "validation"):
+        try:
+            datasets = sources.of_run(config, split)
+        except NoValidation:
+            continue
+        except UserError as refusal:
+            return str(refusal)
+        for shard in (shard for source in datasets for shard in source.split.shards):
+            line = shard.damage_near(int(offset[1])) if offset else shard.shortened()
+            if line:
+                return line
+    return f"a shard is damaged ({message.splitlines()[0]}); --check_dataset finds it"
+
+
+def _batches(rows, batch_size, n_ctx):
+    """Rows in batches of a static shape, in order, read ahead."""
+    rows = rows.batch(batch_size, drop_remainder=True).prefetch(4)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return rows.with_options(options)

@@ -1,0 +1,235 @@
+"""Trains, evaluates and samples language models: flags, then a checked config, then one job."""
+
+import argparse
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+
+from configs.errors import UserError
+
+EXAMPLES = """\
+examples:
+  python main.py --model shakespeare_char
+  python main.py --model configs/gpt_125M.json --set train_steps=1000 --set lr=3e-4
+  python main.py --model shakespeare_char --eval
+  python main.py --model shakespeare_char --predict --prompt "ROMEO:" --num_samples 3 --top_k 40
+  cat prompt.txt | python main.py --model shakespeare_char --predict --prompt -
+"""
+
+# What the flags of --predict are when they are not given.
+PREDICT_DEFAULTS = {"prompt": [], "num_samples": 1, "max_new_tokens": None, "temperature": 1.0,
+                    "top_k": 0, "top_p": 1.0, "stop": [], "seed": None, "interactive": False}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, with the nearest flag for an unknown one."""
+
+    def error(self, message):
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            message += f" (did you mean {near[0]}?)" if near else ""
+        print(f"error: {' '.join(message.split())}; --help lists the flags", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def number(kind, allowed, test):
+    """An argparse type: a number of a kind that passes a test, described by `allowed`."""
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not test(value):
+            raise argparse.ArgumentTypeError(f"must be {allowed}, not {text}")
+        return value
+    return convert
+
+
+def make_parser():
+    """The parser of all flags, grouped by task."""
+    count = number(int, "a whole number, 1 or more", lambda n: n >= 1)
+    whole = number(int, "a whole number, 0 or more", lambda n: n >= 0)
+    seed = number(int, "a whole number from 0 to 2147483647", lambda n: 0 <= n < 2**31)
+    warmth = number(float, "a number, 0 or more", lambda t: 0 <= t < float("inf"))
+    share = number(float, "above 0 and at most 1", lambda p: 0 < p <= 1)
+    parser = Parser(prog="main.py", description=__doc__, epilog=EXAMPLES, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    group = parser.add_argument_group("config")
+    group.add_argument("--model", metavar="CONFIG", required=True,
+                       help="run config: a JSON or YAML file, or a name in configs/")
+    group.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
+                       help="override a key of the config; may be repeated, and dots reach into "
+                            "sections and lists; docs/configs.md lists the keys")
+    group.add_argument("--model_path", metavar="DIR",
+                       help="override the directory of checkpoints, logs and metrics")
+    group.add_argument("--gpu_ids", metavar="ID", nargs="+",
+                       help="GPUs to use, e.g. 0 1, one for each position of mesh_shape; without "
+                            "it, CPU devices are made as the mesh needs")
+
+    group = parser.add_argument_group("job", "Without one of these, the model is trained; a run "
+                                             "that was stopped continues.")
+    jobs = group.add_mutually_exclusive_group()
+    jobs.add_argument("--eval", action="store_true",
+                      help="evaluate the newest checkpoint: loss, perplexity, bits per byte")
+    jobs.add_argument("--predict", action="store_true",
+                      help="sample text from the newest checkpoint")
+    jobs.add_argument("--check_dataset", action="store_true",
+                      help="decode and print samples of the datasets, and report problems")
+    jobs.add_argument("--print_config", action="store_true",
+                      help="print every key, its value and where it came from")
+
+    group = parser.add_argument_group("training")
+    group.add_argument("--steps_per_checkpoint", metavar="N", type=count,
+                       help="override the number of steps between checkpoints")
+    group.add_argument("--new", action="store_true",
+                       help="delete what is in the model's directory and start afresh; asks before")
+    group.add_argument("--yes", action="store_true", help="answer yes to what --new asks")
+
+    group = parser.add_argument_group("prediction (with --predict)")
+    group.add_argument("--prompt", metavar="TEXT|FILE|-", action="append",
+                       help="text to continue, a file that holds it, or - for standard input; may "
+                            "be repeated; without it, samples start at a document's beginning")
+    group.add_argument("--num_samples", metavar="N", type=count, help="samples of each prompt (1)")
+    group.add_argument("--max_new_tokens", metavar="N", type=count,
+                       help="most tokens of a sample (the config's predict_max_steps)")
+    group.add_argument("--temperature", metavar="T", type=warmth,
+                       help="0 takes the likeliest token; higher is more varied (1.0)")
+    group.add_argument("--top_k", metavar="K", type=whole,
+                       help="sample from the K likeliest tokens; 0 is all (0)")
+    group.add_argument("--top_p", metavar="P", type=share,
+                       help="sample from the likeliest tokens that hold this probability (1.0)")
+    group.add_argument("--stop", metavar="TEXT", action="append",
+                       help="end a sample before this text; may be repeated")
+    group.add_argument("--seed", metavar="N", type=seed,
+                       help="seed of sampling (the config's seed)")
+    group.add_argument("--interactive", action="store_true", default=None,
+                       help="ask for prompts one after the other, with the weights read once")
+
+    group = parser.add_argument_group("output")
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="only warnings, errors and results")
+    loudness.add_argument("--verbose", action="store_true", help="also TensorFlow's own messages")
+    group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    return parser
+
+
+def parse(argv):
+    """Parses flags and refuses those that belong to another job."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    for name, default in PREDICT_DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif not args.predict:
+            parser.error(f"argument --{name}: belongs to --predict")
+    if "" in args.stop:
+        parser.error("argument --stop: must not be empty")
+    if args.interactive and "-" in args.prompt:
+        parser.error("argument --prompt: - and --interactive both read standard input")
+    if args.new and (args.eval or args.predict or args.check_dataset or args.print_config):
+        parser.error("argument --new: belongs to training")
+    return args
+
+
+def set_up_logging(quiet, verbose):
+    """Own messages to stderr; TensorFlow's only if asked for. Comes before its import."""
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    if not verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        for name in ("tensorflow", "absl"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        # On import, Google's client library advises on Python versions.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")
+
+
+def read_prompt(prompt):
+    """The text that a --prompt stands for: standard input, a file's text, or itself.
+
+    Raises:
+        UserError: it looks like a file's path, and there is no such file.
+    """
+    import tensorflow.compat.v1 as tf
+
+    if prompt == "-":
+        return sys.stdin.read()
+    looks_like_path = re.fullmatch(r"\S+\.txt|\w+://\S+", prompt)
+    if prompt and len(prompt) < 4096 and "\n" not in prompt:
+        if tf.io.gfile.exists(prompt) and not tf.io.gfile.isdir(prompt):
+            with tf.io.gfile.GFile(prompt) as file:
+                return file.read()
+        if looks_like_path:
+            raise UserError(f"--prompt {prompt}: no such file")
+    return prompt
+
+
+def predict(config, args):
+    """Samples as the flags say."""
+    from training import predictor
+
+    prompts = [read_prompt(prompt) for prompt in args.prompt]
+    predictor.predict(
+        config, prompts=prompts or ([] if args.interactive else [""]),
+        num_samples=args.num_samples,
+        max_new_tokens=args.max_new_tokens or config.predict_max_steps,
+        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, stop=args.stop,
+        seed=config.seed if args.seed is None else args.seed, interactive=args.interactive)
+
+
+def show(text):
+    """Prints text that may go to a pager or `head`, which may close the pipe early."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os._exit(141)  # what a shell reports for SIGPIPE; a normal exit would flush again and fail
+
+
+def run_job(args):
+    """Loads the config and does the one job that the flags ask for; returns an exit status."""
+    from configs import schema
+
+    flags = {key: getattr(args, key) for key in ("model_path", "gpu_ids", "steps_per_checkpoint")}
+    config = schema.load(args.model, args.set, flags)
+    for note in config.notes:
+        logging.info("note: %s", note)
+    if args.print_config:
+        show(config.describe())
+    elif args.check_dataset:
+        import inputs
+
+        return 0 if inputs.check_dataset(config) else 1
+    elif args.predict:
+        predict(config, args)
+    else:
+        from training import run
+
+        if args.eval:
+            run.evaluate(config)
+        else:
+            run.train(config, new=args.new, yes=args.yes)
+    return 0
+
+
+def main(argv=None):
+    """Runs the command line; returns its exit status."""
+    args = parse(argv)
+    set_up_logging(args.quiet, args.verbose)
+    try:
+        return run_job(args)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

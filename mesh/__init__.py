@@ -1,0 +1,1 @@
+"""Devices, mesh shapes, layouts and lowering: everything that knows where tensors lie."""

@@ -1,0 +1,56 @@
+"""TensorFlow 2.15 and mesh-tensorflow 0.1.21 made to work together.
+
+The only module that changes anything inside these libraries. Everybody else writes
+
+    from mesh.compat import mtf, tf
+
+`tf` is `tensorflow.compat.v1`. TensorFlow 2's behaviour stays switched on: `tf.get_variable` then
+makes resource variables, which placement on CPU meshes, TPUs and fused updates all need. Eager
+execution does no harm, as every graph is built inside a `tf.Graph` or by an Estimator.
+"""
+
+import os
+import warnings
+
+# Read once, when TensorFlow's library is loaded. Level 3 hides its greetings (oneDNN, missing CUDA,
+# factories registered twice), which it logs up to level "error"; an operation's failure is a Python
+# exception all the same.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+with warnings.catch_warnings():
+    # google.api_core and pkg_resources announce which versions they will stop to support.
+    warnings.simplefilter("ignore")
+
+    import tensorflow.compat.v1 as tf
+    from tensorflow.python.framework import ops, tensor_conversion_registry
+
+    if not hasattr(ops, "register_tensor_conversion_function"):
+        # TensorFlow 2.13 moved it; mesh_tensorflow/tpu_variables.py calls it at import.
+        ops.register_tensor_conversion_function = (
+            tensor_conversion_registry.register_tensor_conversion_function)
+
+    import mesh_tensorflow as mtf
+
+__all__ = ["mtf", "tf"]
+
+
+def _read_variables_once():
+    """Makes a variable's mtf tensor one read of it, rather than a new read by every consumer.
+
+    `mtf.Variable` lowers to `tf.cast(variable, activation_dtype)`, which returns a variable
+    of the same dtype as it is. Each consumer would then read it when it happens to run, and a
+    backward matmul might see weights that this very step has updated. With one read, all of them
+    see the values from before the update.
+    """
+    lower = mtf.Variable.lower
+
+    def lower_and_read(self, lowering):
+        lower(self, lowering)
+        lowering.set_tensor_lowering(
+            self.value,
+            lowering.mesh_impl(self).slicewise(tf.convert_to_tensor, lowering.tensors[self.value]))
+
+    mtf.Variable.lower = lower_and_read
+
+
+_read_variables_once()

@@ -1,0 +1,265 @@
+"""Our own Mesh TensorFlow operations: what mtf lacks, or does with one-hot products.
+
+Every one of them is right whichever of its dimensions a layout splits, unless it says otherwise.
+"""
+
+from mesh.compat import mtf, tf
+from mesh.slices import SliceOperation, local
+
+
+def gather(table, ids, dim, name="gather"):
+    """Rows of `table` along `dim`, the first dimension of `table`, chosen by `ids`.
+
+    Where `dim` is split, each slice gathers the rows that it holds and the slices are summed.
+
+    Args:
+      table: [dim, ...] floating point.
+      ids: int32 of any shape, 0 <= id < dim.size.
+      dim: the first dimension of `table`.
+      name: a name for the TensorFlow scope.
+
+    Returns:
+      [ids' dimensions..., the rest of table's dimensions].
+    """
+    rest = table.shape.dims[1:]
+
+    def forward(slices, table_slice, ids_slice):
+        def rows(t, i, start):
+            i, held = _held(i, start, t.shape[0])
+            found = tf.gather(t, i)
+            return found if held is None else found * _expand(tf.cast(held, t.dtype), found)
+
+        start = slices.start(dim) if slices.is_split(dim) else None
+        return slices.sum(_map(slices, rows, start, table_slice, ids_slice), dim)
+
+    def backward(slices, ins, outs, grads):
+        def scatter(t, i, dy, start):
+            i, held = _held(i, start, t.shape[0])
+            if held is not None:
+                dy *= _expand(tf.cast(held, dy.dtype), dy)
+            rows = tf.reshape(dy, [-1] + t.shape[1:].as_list())
+            # Sums in float32: a common token may occur thousands of times in a batch.
+            total = tf.math.unsorted_segment_sum(tf.cast(rows, tf.float32), tf.reshape(i, [-1]),
+                                                 t.shape[0])
+            return tf.cast(total, dy.dtype)
+
+        start = slices.start(dim) if slices.is_split(dim) else None
+        return [_map(slices, scatter, start, *ins, grads[0]), None]
+
+    shape = ids.shape.dims + rest
+    return SliceOperation(forward, backward, [table, ids], [(shape, table.dtype)], name).outputs[0]
+
+
+def dense(x, kernel, bias, in_dims, name="dense"):
+    """x · kernel + bias, summed over the slices that split a contracted dimension.
+
+    Args:
+      x: [..., in_dims...].
+      kernel: [in_dims..., out_dims...], of the type of `x`.
+      bias: [out_dims...] or None.
+      in_dims: the contracted dimensions, last in `x` and first in `kernel`.
+      name: a name for the TensorFlow scope.
+
+    Returns:
+      [..., out_dims...].
+    """
+    lead, out_dims = x.shape.dims[:-len(in_dims)], kernel.shape.dims[len(in_dims):]
+    n_in, n_lead = len(in_dims), len(lead)
+
+    def matrices(v, w):
+        rows, width = v.shape[n_lead:].num_elements(), w.shape[n_in:].num_elements()
+        return tf.reshape(v, [-1, rows]), tf.reshape(w, [rows, width])
+
+    def forward(slices, x_slice, w_slice, *b_slice):
+        def multiply(v, w, *b):
+            y = tf.matmul(*matrices(v, w))
+            if b:
+                y = tf.nn.bias_add(y, tf.reshape(b[0], [-1]))
+            return tf.reshape(y, v.shape[:n_lead].as_list() + w.shape[n_in:].as_list())
+
+        if not any(slices.is_split(d) for d in in_dims):
+            return slices.map(multiply, x_slice, w_slice, *b_slice)
+        y = slices.map(multiply, x_slice, w_slice)
+        for d in in_dims:
+            y = slices.sum(y, d)
+        return slices.map(tf.add, y, *b_slice) if b_slice else y
+
+    def backward(slices, ins, outs, grads):
+        def one_slice(v, w, dy):
+            rows, matrix = matrices(v, w)
+            dy = tf.reshape(dy, [-1, matrix.shape[1]])
+            dx = tf.matmul(dy, matrix, transpose_b=True)
+            dw = tf.matmul(rows, dy, transpose_a=True)
+            return tf.reshape(dx, v.shape), tf.reshape(dw, w.shape)
+
+        def of_bias(b, dy):
+            # In float32: the sum runs over all tokens of the batch.
+            total = tf.reduce_sum(tf.cast(dy, tf.float32), list(range(n_lead)))
+            return tf.cast(total, b.dtype)
+
+        result = list(slices.map(one_slice, *ins[:2], grads[0]))
+        return result + [slices.map(of_bias, b, grads[0]) for b in ins[2:]]
+
+    inputs = [x, kernel] + ([] if bias is None else [bias])
+    return SliceOperation(forward, backward, inputs, [(lead + out_dims, x.dtype)], name).outputs[0]
+
+
+def softmax_cross_entropy(logits, targets, dim, n_valid, name="cross_entropy"):
+    """−log softmax(logits)[target], without a one-hot tensor, with `dim` split or whole.
+
+    Args:
+      logits: [..., dim], any floating type; computed in float32.
+      targets: int32 [...].
+      dim: the last dimension of `logits`.
+      n_valid: ids at or above it (padding of the table) are left out of the softmax.
+      name: a name for the TensorFlow scope.
+
+    Returns:
+      the loss and the logarithm of the partition function, both float32 [...].
+    """
+    def masked(x, start):
+        x = tf.cast(x, tf.float32)
+        if n_valid >= dim.size:
+            return x
+        column = tf.range(x.shape[-1]) + (0 if start is None else start)
+        return tf.where_v2(column < n_valid, x, -1e9)
+
+    def forward(slices, x, t):
+        start = slices.start(dim) if slices.is_split(dim) else None
+        top = slices.max(_map(slices, lambda v, s: tf.reduce_max(masked(v, s), -1), start, x), dim)
+        total = slices.sum(_map(
+            slices, lambda v, m, s: tf.reduce_sum(tf.exp(masked(v, s) - m[..., None]), -1), start,
+            x, top), dim)
+        log_z = slices.map(lambda m, z: m + tf.log(z), top, total)
+
+        def at_target(v, i, s):
+            i, held = _held(i, s, v.shape[-1])
+            found = tf.gather(tf.cast(v, tf.float32), i, batch_dims=i.shape.ndims)
+            return found if held is None else found * tf.cast(held, tf.float32)
+
+        chosen = slices.sum(_map(slices, at_target, start, x, t), dim)
+        return slices.map(lambda z, c: z - c, log_z, chosen), log_z
+
+    def backward(slices, ins, outs, grads):
+        start = slices.start(dim) if slices.is_split(dim) else None
+
+        def one_slice(v, i, log_z, d_loss, d_log_z, s):
+            i, held = _held(i, s, v.shape[-1])
+            d = tf.exp(masked(v, s) - log_z[..., None]) * (d_loss + d_log_z)[..., None]
+            hit = d_loss if held is None else d_loss * tf.cast(held, tf.float32)
+            width, rows = v.shape[-1], i.shape.num_elements()
+            where = tf.stack([tf.range(rows), tf.reshape(i, [-1])], 1)
+            d = tf.tensor_scatter_nd_sub(tf.reshape(d, [rows, width]), where,
+                                         tf.reshape(hit, [-1]))
+            return tf.cast(tf.reshape(d, v.shape), v.dtype)
+
+        return [_map(slices, one_slice, start, *ins, outs[1], *grads), None]
+
+    shape = targets.shape
+    return tuple(SliceOperation(forward, backward, [logits, targets],
+                                [(shape, tf.float32), (shape, tf.float32)], name).outputs)
+
+
+def layer_norm(x, gain, bias, dim, epsilon, name="layer_norm"):
+    """Layer normalisation over `dim`, the last dimension of `x`, which may be split.
+
+    Statistics are float32 whatever the type of `x`. Ba, Kiros & Hinton 2016, section 3.
+
+    Args:
+      x: [..., dim]. gain, bias: [dim].
+      dim: the normalised dimension.
+      epsilon: added to the variance.
+      name: a name for the TensorFlow scope.
+
+    Returns:
+      a tensor like `x`.
+    """
+    def mean(slices, fn, *xs):
+        total = slices.map(lambda *a: tf.reduce_sum(fn(*a), -1, keepdims=True), *xs)
+        return slices.map(lambda t: t / dim.size, slices.sum(total, dim))
+
+    def forward(slices, x_slice, g, b):
+        mu = mean(slices, lambda v: tf.cast(v, tf.float32), x_slice)
+        var = mean(slices, lambda v, m: tf.square(tf.cast(v, tf.float32) - m), x_slice, mu)
+        rstd = slices.map(lambda v: tf.rsqrt(v + epsilon), var)
+        y = slices.map(lambda v, m, r, g, b: tf.cast(
+            (tf.cast(v, tf.float32) - m) * (r * tf.cast(g, tf.float32)) + tf.cast(b, tf.float32),
+            v.dtype), x_slice, mu, rstd, g, b)
+        return y, mu, rstd
+
+    def backward(slices, ins, outs, grads):
+        x_slice, g, _ = ins
+        _, mu, rstd = outs
+        xhat = slices.map(lambda v, m, r: (tf.cast(v, tf.float32) - m) * r, x_slice, mu, rstd)
+        dy = slices.map(lambda d: tf.cast(d, tf.float32), grads[0])
+        dxhat = slices.map(lambda d, g: d * tf.cast(g, tf.float32), dy, g)
+        m1 = mean(slices, lambda d: d, dxhat)
+        m2 = mean(slices, lambda d, h: d * h, dxhat, xhat)
+        dx = slices.map(lambda v, d, h, r, a, b: tf.cast(r * (d - a - h * b), v.dtype),
+                        x_slice, dxhat, xhat, rstd, m1, m2)
+        rows = list(range(x.shape.ndims - 1))
+        dg = slices.map(lambda g, d, h: tf.cast(tf.reduce_sum(d * h, rows), g.dtype), g, dy, xhat)
+        db = slices.map(lambda g, d: tf.cast(tf.reduce_sum(d, rows), g.dtype), g, dy)
+        return [dx, dg, db]
+
+    column = x.shape.dims[:-1] + [mtf.Dimension("statistic", 1)]
+    return SliceOperation(forward, backward, [x, gain, bias],
+                          [(x.shape, x.dtype), (column, tf.float32), (column, tf.float32)],
+                          name).outputs[0]
+
+
+def select(x, index, dim, name="select"):
+    """x at position `index` (int32 scalar tensor) of dimension `dim`, which no layout splits."""
+    axis = x.shape.dims.index(dim)
+    shape = [d for d in x.shape.dims if d != dim]
+    return local(lambda v, i: tf.gather(v, i, axis=axis), [x, index], (shape, x.dtype), name=name)
+
+
+def to_float32(x):
+    """Casts to float32; a sum over slices that is still to be done is then done in float32.
+
+    mtf's own cast would do the sum at once, in the narrow type, and in every microbatch.
+    """
+    return x if x.dtype == tf.float32 else _ToFloat32([x], name="to_float32").outputs[0]
+
+
+class _ToFloat32(mtf.Operation):
+    def __init__(self, inputs, name):
+        super().__init__(inputs, name=name)
+        self._outputs = [mtf.Tensor(self, inputs[0].shape, tf.float32)]
+
+    @property
+    def has_gradient(self):
+        return False
+
+    def lower(self, lowering):
+        impl, x = lowering.mesh_impl(self), lowering.tensors[self.inputs[0]]
+
+        def cast(t):
+            return impl.slicewise(lambda v: tf.cast(v, tf.float32), t)
+
+        if isinstance(x, mtf.LazyAllreduceSum):
+            result = mtf.LazyAllreduceSum(impl, cast(x.laid_out_input), x.mesh_axes)
+        else:
+            result = cast(x)
+        lowering.set_tensor_lowering(self.outputs[0], result)
+
+
+def _map(slices, fn, start, *xs):
+    """slices.map with the slice's start, or None, as the last argument of `fn`."""
+    if start is None:
+        return slices.map(lambda *a: fn(*a, None), *xs)
+    return slices.map(fn, *xs, start)
+
+
+def _held(ids, start, size):
+    """ids within the slice that begins at `start`, and which of them it holds (None: all)."""
+    if start is None:
+        return ids, None
+    ids -= start
+    held = tf.logical_and(ids >= 0, ids < size)
+    return tf.where_v2(held, ids, 0), held
+
+
+def _expand(held, rows):
+    return tf.reshape(held, held.shape.as_list() + [1] * (rows.shape.ndims - held.shape.ndims))

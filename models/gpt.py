@@ -1,0 +1,150 @@
+"""GPT: pre-norm transformer blocks over embedded tokens (Radford et al. 2019, section 2.3)."""
+
+from mesh import ops
+from mesh.compat import mtf, tf
+from models import attention, layers
+
+
+class GPT:
+    """A GPT language model on a mesh.
+
+    Its dimensions are the names that layout rules use: `batch`, `sequence`, `memory_length`,
+    `embed_sequence`, `embd`, `vocab`, `heads`, `features_per_head`, `intermediate_expanded`.
+
+    Args:
+      config: a configs.schema.RunConfig.
+      n_valid: how many of the vocabulary's ids the encoder has; the others are padding.
+    """
+
+    def __init__(self, config, n_valid):
+        self.config = config
+        self.n_valid = n_valid if config.pad_masked else config.n_vocab_padded
+        self.embd = mtf.Dimension("embd", config.n_embd)
+        self.vocab = mtf.Dimension("vocab", config.n_vocab_padded)
+        self.heads = mtf.Dimension("heads", config.n_head)
+        self.features = mtf.Dimension("features_per_head", config.head_size)
+        self.intermediate = mtf.Dimension("intermediate_expanded", 4 * config.n_embd)
+        self.rotary_dims = 0
+        if config.position == "rotary":
+            self.rotary_dims = config.rotary_dims or config.head_size
+
+    def hidden(self, ctx, tokens):
+        """Hidden states after the last block and its norm, for training and scoring.
+
+        Args:
+          ctx: a models.layers.Context.
+          tokens: int32 [batch, sequence].
+
+        Returns:
+          [batch, sequence, embd].
+        """
+        sequence = tokens.shape.dims[-1]
+        index = mtf.range(ctx.mesh, sequence, tf.int32)
+
+        def attend(ctx, qkv, layer):
+            site = f"h{layer}/attn/probabilities"
+            return attention.causal(ctx, qkv, self.rotary_dims, self.config.attn_dropout, site)
+
+        return self._stack(ctx, tokens, index, attend)
+
+    def hidden_incremental(self, ctx, tokens, index, caches):
+        """Hidden states of new tokens, given the caches of earlier ones.
+
+        Args:
+          ctx: a models.layers.Context.
+          tokens: int32 [batch, sequence]: the new tokens.
+          index: int32 [batch]: how many tokens of each row came before.
+          caches: a list of (keys, values) for each layer, as `empty_caches` makes them.
+
+        Returns:
+          ([batch, sequence, embd], the new caches).
+        """
+        sequence = tokens.shape.dims[-1]
+        position = index + mtf.range(ctx.mesh, sequence, tf.int32)
+        new = []
+
+        def attend(ctx, qkv, layer):
+            out, cache = attention.causal_incremental(qkv, caches[layer], index, self.rotary_dims)
+            new.append(cache)
+            return out
+
+        return self._stack(ctx, tokens, position, attend), new
+
+    def empty_caches(self, ctx, batch, length):
+        """Caches for `length` tokens a row: a list of (keys, values) of zeros for each layer."""
+        shape = mtf.Shape([batch, self.heads, mtf.Dimension("memory_length", length),
+                           self.features])
+        return [(mtf.zeros(ctx.mesh, shape, ctx.dtype), mtf.zeros(ctx.mesh, shape, ctx.dtype))
+                for _ in range(self.config.n_layer)]
+
+    def logits(self, ctx, hidden):
+        """Scores of the next token. [batch, sequence, embd] -> [batch, sequence, vocab]."""
+        with tf.variable_scope("gpt", reuse=tf.AUTO_REUSE):
+            if self.config.no_weight_tie:
+                return layers.dense(ctx, hidden, [self.embd], [self.vocab], "head",
+                                    self.config.initializer_range)
+            table = mtf.transpose(self._token_table(ctx), mtf.Shape([self.embd, self.vocab]))
+            return ops.dense(hidden, table, None, [self.embd], name="head")
+
+    def _token_table(self, ctx):
+        with tf.variable_scope("gpt", reuse=tf.AUTO_REUSE):
+            return ctx.variable("wte", [self.vocab, self.embd],
+                                layers.normal(self.config.initializer_range))
+
+    def _stack(self, ctx, tokens, position, attend):
+        """Embedding, blocks and final norm. `position`: int32 [sequence] or [batch, sequence]."""
+        config = self.config
+        with tf.variable_scope("gpt", reuse=tf.AUTO_REUSE):
+            x = ops.gather(self._token_table(ctx), tokens, self.vocab, name="wte")
+            if config.position == "learned":
+                length = mtf.Dimension("embed_sequence", config.n_ctx)
+                # Half of the tokens' scale, as in GPT-2.
+                table = ctx.variable("wpe", [length, self.embd],
+                                     layers.normal(config.initializer_range / 2))
+                x += ops.gather(table, position, length, name="wpe")
+            x = layers.dropout(ctx, x, config.embed_dropout, "embedding")
+            for layer in range(config.n_layer):
+                with tf.variable_scope(f"h{layer}"):
+                    x = self._block(ctx, x, layer, attend)
+            return layers.layer_norm(ctx, x, self.embd, "norm_f")
+
+    def _block(self, ctx, x, layer, attend):
+        def block(x):
+            y = layers.layer_norm(ctx, x, self.embd, "norm_1")
+            x += self._residual(ctx, self._attention(ctx, y, layer, attend), layer, "attn")
+            y = layers.layer_norm(ctx, x, self.embd, "norm_2")
+            return x + self._residual(ctx, self._mlp(ctx, y), layer, "mlp")
+
+        if self.config.recompute_grad and ctx.train:
+            return mtf.recompute_grad(block, [x])
+        return block(x)
+
+    def _attention(self, ctx, x, layer, attend):
+        with tf.variable_scope("attn"):
+            qkv = mtf.Dimension("qkv", 3)
+            packed = layers.dense(ctx, x, [self.embd], [qkv, self.heads, self.features], "qkv",
+                                  self._stddev(self.embd))
+            out = attend(ctx, packed, layer)
+            return layers.dense(ctx, out, [self.heads, self.features], [self.embd], "out",
+                                self._output_stddev(self.embd))
+
+    def _mlp(self, ctx, x):
+        with tf.variable_scope("mlp"):
+            h = layers.dense(ctx, x, [self.embd], [self.intermediate], "in",
+                             self._stddev(self.embd))
+            h = layers.activation(h, self.config.activation_function)
+            return layers.dense(ctx, h, [self.intermediate], [self.embd], "out",
+                                self._output_stddev(self.intermediate))
+
+    def _residual(self, ctx, x, layer, branch):
+        return layers.dropout(ctx, x, self.config.res_dropout, f"h{layer}/{branch}/residual")
+
+    def _stddev(self, fan_in):
+        """`initializer_range`, or with `scale_by_in` 1/√fan_in of it, as in GPT-Neo."""
+        scale = fan_in.size ** -0.5 if self.config.scale_by_in else 1.0
+        return self.config.initializer_range * scale
+
+    def _output_stddev(self, fan_in):
+        """With `scale_by_depth`, what adds to the residual stream starts 1/√n_layer smaller."""
+        scale = self.config.n_layer ** -0.5 if self.config.scale_by_depth else 1.0
+        return self._stddev(fan_in) * scale

@@ -1,0 +1,189 @@
+"""Decoding: filling the caches with a prompt, and sampling new tokens in a loop on the mesh.
+
+A token's randomness is a hash of (seed, sample number, how many tokens came before it, token id): a
+sample depends neither on the other rows of its batch, nor on how decoding is cut into runs, nor on
+the mesh.
+"""
+
+import dataclasses
+
+import tensorflow.compat.v1 as tf
+
+from mesh import random
+from mesh.compat import mtf
+from mesh.slices import local
+
+# Positions of a prompt that go through the model at once.
+_PROMPT_BLOCK = 128
+
+_LOWEST = tf.float32.min
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How tokens are chosen: scalar mtf tensors, so that one graph serves any settings.
+
+    Attributes:
+      temperature: float32, divides the logits; 0 takes the likeliest token.
+      top_k: int32: only the k likeliest tokens, the lower id first among equals; 0 for all.
+      top_p: float32: of these, the fewest likeliest that hold this probability (Holtzman et al.
+        2019, section 3.1), at least one; 1 for all.
+      seed: int32.
+    """
+
+    temperature: mtf.Tensor
+    top_k: mtf.Tensor
+    top_p: mtf.Tensor
+    seed: mtf.Tensor
+
+
+def sample_token(logits, n_valid, settings, number, count):
+    """Chooses a token for each row.
+
+    Args:
+      logits: [batch, vocab]; `vocab` may be split.
+      n_valid: ids at or above it are never chosen.
+      settings: a Settings.
+      number: int32 [batch]: the number of the row's sample.
+      count: int32 scalar: how many tokens were sampled before this one.
+
+    Returns:
+      int32 [batch].
+    """
+    batch, vocab = logits.shape.dims
+    whole = mtf.replace_dimensions(logits, vocab, mtf.Dimension("whole_vocab", vocab.size))
+
+    def choose(x, temperature, top_k, top_p, seed, number, count):
+        x = tf.cast(x[:, :n_valid], tf.float32)
+        x -= tf.reduce_max(x, -1, keepdims=True)
+        warm = temperature > 0.0
+        x /= tf.where_v2(warm, tf.maximum(temperature, 1e-6), 1.0)
+        truncates = tf.logical_or(top_k > 0, top_p < 1.0)
+        x = tf.cond(truncates, lambda: _truncated(x, top_k, top_p), lambda: tf.identity(x))
+        key = random.mix(random.mix(seed, number), count)
+        # The largest of logits with Gumbel noise is a sample of their softmax.
+        noise = _gumbel(key[:, None], tf.range(n_valid)[None])
+        return tf.argmax(x + tf.where_v2(warm, noise, 0.0), -1, output_type=tf.int32)
+
+    inputs = [whole, settings.temperature, settings.top_k, settings.top_p, settings.seed, number,
+              count]
+    return local(choose, inputs, ([batch], tf.int32), name="sample_token")
+
+
+def _truncated(x, top_k, top_p):
+    """Logits [batch, ids] with all but the top_k, and of these top_p's nucleus, at the lowest."""
+    size = x.shape[-1]
+    # Of equal elements the lower index comes first.
+    values, ids = tf.math.top_k(x, size)
+    rank = tf.range(size)
+    among_k = rank < tf.where_v2(top_k > 0, top_k, size)
+    p = tf.nn.softmax(tf.where_v2(among_k, values, _LOWEST))
+    # Float32 sums may reach 1 before the last token.
+    in_nucleus = tf.logical_or(tf.cumsum(p, -1, exclusive=True) < top_p, top_p >= 1.0)
+    n_kept = tf.reduce_sum(tf.cast(tf.logical_and(among_k, in_nucleus), tf.int32), -1)
+    last = tf.maximum(n_kept - 1, 0)
+    least, least_id = (tf.gather(t, last, batch_dims=1)[:, None] for t in (values, ids))
+    kept = tf.logical_or(x > least, tf.logical_and(tf.equal(x, least), rank <= least_id))
+    return tf.where_v2(kept, x, _LOWEST)
+
+
+def _gumbel(key, ids):
+    """Standard Gumbel noise as a hash of (key, id); precise where it is large."""
+    bits = tf.bitcast(random.mix(key, ids), tf.uint32)
+    uniform = (tf.cast(bits, tf.float32) + 0.5) * 2.0**-32
+    return -tf.log(-tf.log1p(-tf.minimum(uniform, 1.0 - 2.0**-24)))
+
+
+def prefill(model, ctx, tokens, length):
+    """The caches of prompts, block by block.
+
+    What a cache holds at and after its row's own length is written again before it is looked at.
+
+    Args:
+      model: a models.gpt.GPT.
+      ctx: a models.layers.Context.
+      tokens: int32 [batch, sequence], rows filled up with any token.
+      length: int32 scalar: positions to compute, the most that a row needs.
+
+    Returns:
+      caches as `model.empty_caches` makes them, with room for `sequence` tokens.
+    """
+    batch, sequence = tokens.shape.dims
+    block = mtf.Dimension("sequence", min(sequence.size, _PROMPT_BLOCK))
+
+    def more(start, *_):
+        return mtf.less(start, length)
+
+    def body(start, *flat):
+        # The last block reaches back over positions that are there already, and repeats them.
+        start = mtf.minimum(start, sequence.size - block.size)
+        piece = local(lambda t, at: tf.slice(t, [0, at], [-1, block.size]), [tokens, start],
+                      ([batch, block], tf.int32), name="block")
+        index = mtf.broadcast(start, [batch])
+        _, caches = model.hidden_incremental(ctx, piece, index, _pairs(flat))
+        return [start + block.size, *_flat(caches)]
+
+    caches = model.empty_caches(ctx, batch, sequence.size)
+    start = mtf.constant(ctx.mesh, 0, dtype=tf.int32)
+    return _pairs(mtf.while_loop(more, body, [start, *_flat(caches)])[1:])
+
+
+def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_valid, settings,
+           number, count):
+    """Samples tokens one by one, until `steps` are made or each row has met its end.
+
+    Args:
+      model: a models.gpt.GPT.
+      ctx: a models.layers.Context.
+      token: int32 [batch]: the last token of each row, which the caches do not hold yet.
+      position: int32 [batch]: its position.
+      done: int32 [batch]: 1 for rows that want no tokens; they are computed and come to nothing.
+      caches: keys and values of the tokens before, as `prefill` or `decode` returns them.
+      steps: int32 scalar, at most `size`; no row may pass the caches' end.
+      size: room for new tokens.
+      eos_id: the token that ends a row.
+      n_valid: ids at or above it are never sampled.
+      settings: a Settings.
+      number: int32 [batch]: the numbers of the rows' samples.
+      count: int32 scalar: how many tokens of these samples were made before.
+
+    Returns:
+      (int32 [batch, new_tokens], -1 where none was made, and the new caches). `eos_id` is included.
+    """
+    batch = token.shape.dims[0]
+    one, new_tokens = mtf.Dimension("sequence", 1), mtf.Dimension("new_tokens", size)
+
+    def more(step, token, position, done, *_):
+        return mtf.logical_and(mtf.less(step, steps), mtf.less(mtf.reduce_min(done), 1))
+
+    def body(step, token, position, done, out, *flat):
+        hidden, caches = model.hidden_incremental(
+            ctx, mtf.reshape(token, [batch, one]), position, _pairs(flat))
+        logits = mtf.reshape(model.logits(ctx, hidden), [batch, model.vocab])
+        chosen = sample_token(logits, n_valid, settings, number, count + step)
+
+        def advance(step, chosen, token, position, done, out):
+            live = tf.equal(done, 0)
+            here = tf.logical_and(live[:, None], tf.equal(tf.range(size), step)[None])
+            goes_on = tf.logical_and(live, tf.not_equal(chosen, eos_id))
+            return (tf.where_v2(goes_on, chosen, token), position + tf.cast(goes_on, tf.int32),
+                    tf.cast(tf.logical_not(goes_on), tf.int32),
+                    tf.where_v2(here, chosen[:, None], out))
+
+        row = mtf.Shape([batch])
+        state = local(advance, [step, chosen, token, position, done, out],
+                      [(row, tf.int32)] * 3 + [(out.shape, tf.int32)], name="advance")
+        return [step + 1, *state, *_flat(caches)]
+
+    step = mtf.constant(ctx.mesh, 0, dtype=tf.int32)
+    out = mtf.constant(ctx.mesh, -1, shape=mtf.Shape([batch, new_tokens]), dtype=tf.int32)
+    results = mtf.while_loop(more, body, [step, token, position, done, out, *_flat(caches)])
+    return results[4], _pairs(results[5:])
+
+
+def _flat(caches):
+    return [part for cache in caches for part in cache]
+
+
+def _pairs(flat):
+    return list(zip(flat[::2], flat[1::2], strict=True))

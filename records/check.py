@@ -1,0 +1,207 @@
+"""`--check_dataset`: reads every record of a run's datasets and prints what they are.
+
+Unlike training, which checks what it can at once and the rest as it reads, this looks at all of
+every shard, and goes on after a problem.
+"""
+
+import dataclasses
+import itertools
+import os
+
+import tensorflow.compat.v1 as tf
+
+from configs.errors import UserError
+from configs.values import DatasetEntry
+from records import sources, splits
+from records.reader import Reader
+from records.scans import in_threads, key
+from records.shard import Shard, check_count, scan, walk
+
+SAMPLE_TOKENS = 128
+MOST_PROBLEMS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """What one shard was found to hold up to its first damaged record, and its problems."""
+
+    facts: Shard
+    problems: tuple
+
+
+def check_dataset(config, samples=3):
+    """Prints facts, samples and problems of a run's datasets to stdout.
+
+    Args:
+        config: the run's config.
+        samples: texts to decode and print of each split.
+
+    Returns:
+        Whether all is well.
+    """
+    problems = []
+    for entry in config.datasets:
+        entry = DatasetEntry(*entry)
+        for split in ("train", "validation"):
+            try:
+                problems += _check_split(config, entry, split, samples)
+            except splits.NoValidation:
+                print(f"dataset {entry.id}, validation: none\n")
+            except UserError as error:
+                problems.append(str(error))
+    for split in ("train", "validation"):
+        try:
+            sources.of_run(config, split)
+        except splits.NoValidation:
+            pass
+        except UserError as error:
+            problems.append(str(error))
+    problems = list(dict.fromkeys(problems))
+    for problem in problems:
+        print(f"problem: {problem}")
+    print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'} found")
+    return not problems
+
+
+def _check_split(config, entry, split, samples):
+    """Prints the facts and samples of a split and returns its problems."""
+    dataset = config.dataset_configs[entry.id]
+    files, known = splits.split_files(entry.id, dataset, split)
+    listed = {file: known[key(file)] for file in files if key(file) in known}
+    encoder = next((manifest.encoder for manifest, *_ in listed.values()), None)
+    n_vocab = encoder.n_vocab if encoder else dataset.n_vocab
+    absent = [f"{file} does not exist; correct the path or make the shard"
+              for file in files if not tf.io.gfile.exists(file)]
+    if absent:
+        return absent
+    found = in_threads(lambda file: _examine(file, listed.get(file), n_vocab), files,
+                       "checking shards")
+    problems = list(itertools.chain.from_iterable(one.problems for one in found))
+    shards = tuple(one.facts for one in found)
+    split_found = splits.Split(entry.id, split, shards)
+    _print_facts(split_found, listed, config.n_ctx)
+    if not any(shard.tokens for shard in shards):
+        problems.append(f"dataset {entry.id}: its {split} shards hold no tokens")
+    elif samples:
+        spec = encoder.spec if encoder else dataset.encoder
+        problems += _print_samples(split_found, config, spec, encoder, samples)
+    print()
+    return problems + _check_listing(listed, known, files, split)
+
+
+def _examine(path, listed, n_vocab):
+    """Reads a shard from end to end.
+
+    Args:
+        path: the file.
+        listed: what the manifests know of it: (manifest, split, shard, path), or None.
+        n_vocab: ids have to be below it.
+
+    Returns:
+        An Examined.
+    """
+    problems, whole = [], 0
+    for offset, _, problem in walk(path):
+        if problem:
+            problems.append(f"{path}: {problem} at byte {offset}")
+        whole += not problems
+    damaged = bool(problems)
+    try:
+        facts = scan(path, limit=whole)
+    except UserError as error:
+        size = tf.io.gfile.stat(path).length
+        return Examined(Shard(path, size, 0, 0, 0, 0, ()), (*problems[:MOST_PROBLEMS], str(error)))
+    if not damaged:
+        try:
+            check_count(facts)
+        except UserError as error:
+            problems.append(str(error))
+        if not facts.records:
+            problems.append(f"{path}: holds no records; take it out of the dataset")
+        if listed:
+            problems += _disagreements(facts, listed[2])
+    if facts.highest is not None and not 0 <= facts.lowest <= facts.highest < n_vocab:
+        problems.append(f"{path}: ids range from {facts.lowest} to {facts.highest}, and the "
+                        f"encoder has {n_vocab}")
+    if listed:
+        facts = dataclasses.replace(facts, bytes=listed[2].bytes,
+                                    decoded_bytes=listed[2].decoded_bytes)
+    if len(problems) > MOST_PROBLEMS:
+        problems[MOST_PROBLEMS:] = [f"{path}: {len(problems) - MOST_PROBLEMS} more problems"]
+    return Examined(facts, tuple(problems))
+
+
+def _disagreements(facts, listed):
+    """Where a manifest says something else of a shard than was found."""
+    wrong = [f"{name} {getattr(listed, name)} (found {getattr(facts, name)})"
+             for name in ("records", "tokens", "shortest", "longest")
+             if getattr(listed, name) != getattr(facts, name)]
+    if tuple(map(tuple, listed.index)) != facts.index:
+        wrong.append("other byte offsets")
+    return [f"{facts.path}: its manifest says {', '.join(wrong)}; make or copy the shard and the "
+            "manifest anew"] if wrong else []
+
+
+def _check_listing(listed, known, files, split):
+    """Problems between the shards that are there and those that the manifests list."""
+    problems = []
+    names = {manifest.name for manifest, *_ in listed.values()}
+    here = {key(file) for file in files}
+    for place, (manifest, kind, _, path) in known.items():
+        if manifest.name in names and kind == split and place not in here:
+            lack = "is not matched by the path" if tf.io.gfile.exists(path) else "does not exist"
+            problems.append(f"{path}: the manifest lists it, and it {lack}")
+    for directory in dict.fromkeys(os.path.dirname(file) for file in listed):
+        problems += [f"{file}: no manifest in its directory lists it, but others of the path are "
+                     "listed" for file in files
+                     if os.path.dirname(file) == directory and file not in listed]
+    return problems
+
+
+def _print_facts(split, listed, n_ctx):
+    """Prints what a split holds."""
+    filled = [shard for shard in split.shards if shard.records]
+    records, tokens = split.total("records"), split.total("tokens")
+    size = split.total("bytes")
+    print(f"dataset {split.dataset}, {split.name}: {len(split.shards)} shards"
+          f"{'' if listed else ' without a manifest'}")
+    print(f"  records {records:,}, tokens {tokens:,}, {tokens // max(records, 1):,} tokens a record"
+          f" (shortest {min((shard.shortest for shard in filled), default=0):,}, "
+          f"longest {max((shard.longest for shard in filled), default=0):,})")
+    ids = [shard for shard in filled if shard.highest is not None]
+    if ids:
+        print(f"  ids from {min(shard.lowest for shard in ids)} to "
+              f"{max(shard.highest for shard in ids)}")
+    print("  bytes of text " + ("unknown" if size is None else
+                                f"{size:,}, {size / max(tokens, 1):.3f} a token"))
+    print(f"  windows of {n_ctx} targets in an epoch, read as chunks: "
+          f"{max(tokens - 1, 0) // n_ctx:,}")
+
+
+def _print_samples(split, config, spec, stated, samples):
+    """Prints texts from places spread over a split; returns problems with the encoder."""
+    import encoders  # it is heavy, and training does not need it
+
+    problems, encoder = [], None
+    if spec:
+        try:
+            encoder = encoders.load(spec)
+            if stated and encoder.hash != stated.hash:
+                problems.append(f"dataset {split.dataset}: encoder {spec} has hash {encoder.hash} "
+                                f"here, and the shards were made with {stated.hash}")
+        except UserError as error:
+            problems.append(str(error))
+    total = split.total("tokens")
+    reader = Reader(split, config.n_vocab)
+    for number in range(samples):
+        begin = total * number // samples
+        end = min(begin + SAMPLE_TOKENS, total)
+        try:
+            with tf.Graph().as_default(), tf.Session() as session:
+                ids = session.run(reader.tokens(tf.constant(begin, tf.int64),
+                                                tf.constant(end, tf.int64))).tolist()
+        except tf.errors.OpError:
+            continue  # what is wrong there was found before
+        text = repr(encoder.decode(ids)) if encoder and max(ids) < encoder.n_vocab else str(ids)
+        print(f"  tokens {begin:,} to {end - 1:,}: {text}")
+    return problems

@@ -1,0 +1,127 @@
+"""Ranges of a split's tokens or records, read by TensorFlow graph operations alone.
+
+On TPUs the input pipeline runs on the TPU's host, so nothing here calls back into Python. A range
+may cross shards; each shard is entered at the nearest indexed record before the range.
+"""
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from configs.dataset import RECORDS_PER_INDEX_ENTRY
+from records.shard import FEATURE
+
+READ_BYTES = 1 << 20
+
+
+class Reader:
+    """Reads ranges of one split.
+
+    Positions count from the split's first token or record, over all its shards.
+
+    Args:
+        split: a records.splits.Split.
+        n_vocab: ids have to be below it.
+    """
+
+    def __init__(self, split, n_vocab):
+        shards = [shard for shard in split.shards if shard.tokens]
+        self.dataset = split.dataset
+        self.n_vocab = n_vocab
+        self.paths = [shard.path for shard in shards]
+        self.shortest = _int64([max(shard.shortest, 1) for shard in shards])
+        self.token_start = _starts([shard.tokens for shard in shards])
+        self.record_start = _starts([shard.records for shard in shards])
+        marks = [(offset, tokens + self.token_start[number])
+                 for number, shard in enumerate(shards) for offset, tokens in shard.index]
+        self.mark_offset, self.mark_token = _int64(marks).T
+        self.mark_record = np.concatenate(
+            [self.record_start[number] + _marked_records(shard)
+             for number, shard in enumerate(shards)] + [self.record_start[-1:]])
+
+    def tokens(self, begin, end):
+        """Tokens begin … end - 1 of the stream: int32 [end - begin]; at least one."""
+        return self._pieces(self.token_start, begin, end, self._tokens_of_shard, (tf.int32,))[0]
+
+    def documents(self, begin, end):
+        """Records begin … end - 1: their tokens, int32 [tokens], and lengths, int64 [records]."""
+        return self._pieces(self.record_start, begin, end, self._documents_of_shard,
+                            (tf.int32, tf.int64))
+
+    def _pieces(self, starts, begin, end, read, dtypes):
+        """What `read` gives of each shard that the range touches, concatenated."""
+        first = tf.searchsorted(starts, [begin], side="right")[0] - 1
+        last = tf.searchsorted(starts, [end - 1], side="right")[0] - 1
+        shards = tf.data.Dataset.range(tf.cast(first, tf.int64), tf.cast(last + 1, tf.int64))
+        starts = tf.constant(starts)
+
+        def join(state, shard):
+            low = tf.maximum(begin, starts[shard])
+            piece = read(shard, low, tf.minimum(end, starts[shard + 1]))
+            return tuple(tf.concat(pair, axis=0) for pair in zip(state, piece, strict=True))
+
+        return shards.reduce(tuple(tf.zeros([0], dtype) for dtype in dtypes), join)
+
+    def _tokens_of_shard(self, shard, begin, end):
+        """The tokens of a range that lies within one shard."""
+        mark = tf.searchsorted(self.mark_token, [begin], side="right")[0] - 1
+        stop = tf.searchsorted(self.mark_token, [end], side="left")[0]
+        before = tf.constant(self.mark_token)[mark]
+        records = tf.constant(self.mark_record)
+        # Enough records: up to the next indexed one, or what the shortest record allows.
+        enough = -(-(end - before) // tf.constant(self.shortest)[shard])
+        count = tf.minimum(records[stop] - records[mark], enough)
+        texts = self._records(shard, mark, 0, count)
+        return (self._checked(texts.values[begin - before:end - before], end - begin, shard),)
+
+    def _documents_of_shard(self, shard, begin, end):
+        """The tokens and lengths of a range of records that lies within one shard."""
+        mark = tf.searchsorted(self.mark_record[:-1], [begin], side="right")[0] - 1
+        skipped = begin - tf.constant(self.mark_record)[mark]
+        texts = self._records(shard, mark, skipped, end - begin)
+        lengths = tf.cast(texts.row_lengths(), tf.int64)
+        with tf.control_dependencies([self._assert_count(tf.size(lengths), end - begin, shard)]):
+            lengths = tf.identity(lengths)
+        return self._checked(texts.values, tf.reduce_sum(lengths), shard), lengths
+
+    def _records(self, shard, mark, skipped, count):
+        """`count` records, `skipped` after an indexed one: ragged int64 [count, tokens]."""
+        offset = tf.constant(self.mark_offset)[mark]
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=[tf.constant(self.paths)[shard]], compression_type="",
+            buffer_size=READ_BYTES, byte_offsets=[offset])
+        found = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+        batch = found.skip(skipped).take(count).batch(count).get_single_element()
+        return tf.io.parse_example(batch, FEATURE)["text"]
+
+    def _checked(self, ids, expected, shard):
+        """The ids as int32, once their number and range are known to be right."""
+        in_range = tf.reduce_all((ids >= 0) & (ids < self.n_vocab))
+        message = (f"dataset {self.dataset}: token ids have to be below {self.n_vocab}, and these "
+                   "(lowest, highest) are not:")
+        asserts = [self._assert_count(tf.size(ids), expected, shard),
+                   tf.debugging.Assert(in_range, [message, tf.constant(self.paths)[shard],
+                                                  tf.reduce_min(ids), tf.reduce_max(ids)])]
+        with tf.control_dependencies(asserts):
+            return tf.cast(ids, tf.int32)
+
+    def _assert_count(self, found, expected, shard):
+        """Fails where a shard holds less than its manifest or scan says."""
+        found = tf.cast(found, tf.int64)
+        message = f"dataset {self.dataset}: a shard holds less than it held (found, expected):"
+        return tf.debugging.Assert(tf.equal(found, expected),
+                                   [message, tf.constant(self.paths)[shard], found, expected])
+
+
+def _int64(values):
+    """The values as a numpy array that TensorFlow takes as int64."""
+    return np.asarray(values, np.int64)
+
+
+def _starts(counts):
+    """Where each shard starts, and the total at the end: [shards + 1]."""
+    return np.concatenate([_int64([0]), np.cumsum(_int64(counts))])
+
+
+def _marked_records(shard):
+    """Numbers of the indexed records of a shard."""
+    return np.arange(len(shard.index), dtype=np.int64) * RECORDS_PER_INDEX_ENTRY

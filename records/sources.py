@@ -1,0 +1,116 @@
+"""The datasets of a run: their shards, how they are read, and whether they fit together."""
+
+import dataclasses
+import functools
+
+from configs.dataset import DatasetConfig
+from configs.errors import UserError
+from configs.values import DatasetEntry
+from records import splits
+from records.reader import Reader
+from records.windows import Chunks, Documents
+
+MODE_OF_SHARDS = {"chunks": "chunks", "documents": "documents_random", None: "chunks"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One dataset of a run: its entry in the run's config and its shards."""
+
+    entry: DatasetEntry
+    config: DatasetConfig
+    split: splits.Split
+
+    @property
+    def mode(self):
+        """The mode in which it is read; evaluation reads every dataset as a stream."""
+        if self.split.name == "validation":
+            return "chunks"
+        return self.entry.mode or MODE_OF_SHARDS[self.split.mode]
+
+    @property
+    def encoder_hash(self):
+        """The encoder's hash, None if nothing tells it."""
+        return self.split.encoder.hash if self.split.encoder else self.config.encoder_hash
+
+
+def of_run(config, split):
+    """The run's datasets with their shards, checked against the run and each other."""
+    if not config.datasets:
+        raise UserError("datasets is empty; name at least one dataset of configs/datasets/")
+    sources = []
+    for entry in config.datasets:
+        entry = DatasetEntry(*entry)
+        dataset = config.dataset_configs[entry.id]
+        found = _found(entry.id, dataset.to_json(), split, config.model_path)
+        sources.append(Source(entry, dataset, found))
+    for source in sources:
+        _check_encoder(source, config.n_vocab)
+        if source.mode != "chunks":
+            _check_documents(source, config.n_ctx)
+    hashes = {source.encoder_hash: source.entry.id for source in sources if source.encoder_hash}
+    if len(hashes) > 1:
+        raise UserError(f"datasets {' and '.join(hashes.values())} were made by different encoders "
+                        f"({', '.join(hashes)}); make them with the same one")
+    return sources
+
+
+@functools.lru_cache(maxsize=64)
+def _found(dataset, config, split, model_path):
+    """records.splits.find, once a process: shards do not change under a run."""
+    return splits.find(dataset, DatasetConfig.from_json(config, dataset), split, model_path)
+
+
+def _check_encoder(source, n_vocab):
+    """Refuses shards whose ids cannot be those of the dataset's config and of the run."""
+    name, encoder = source.entry.id, source.split.encoder
+    stated = source.config.encoder_hash
+    if encoder and stated and encoder.hash != stated:
+        raise UserError(f"dataset {name}: its JSON has encoder_hash {stated}, and its shards were "
+                        f"made with {encoder.hash}; correct the JSON or make the shards anew")
+    needed = encoder.n_vocab if encoder else source.config.n_vocab
+    if needed > n_vocab:
+        raise UserError(f"dataset {name} has {needed} token ids, more than n_vocab {n_vocab}; set "
+                        f"n_vocab to {needed}")
+    for shard in source.split.shards:
+        if shard.tokens and shard.highest is not None and not (
+                0 <= shard.lowest and shard.highest < n_vocab):
+            raise UserError(f"dataset {name}: {shard.path} has ids from {shard.lowest} to "
+                            f"{shard.highest}, and n_vocab is {n_vocab}; was it made with another "
+                            "encoder?")
+
+
+def _check_documents(source, n_ctx):
+    """Checks that any `stitch` records fill a window."""
+    name, stitch, shortest = source.entry.id, source.entry.stitch, source.split.shortest
+    if source.split.mode == "chunks":
+        raise UserError(f"dataset {name} was written as chunks, which begin and end anywhere, and "
+                        f"cannot be read as {source.mode}; set its mode to chunks")
+    if stitch * shortest < n_ctx + 1:
+        least = -(-(n_ctx + 1) // shortest) if shortest else 0
+        remedy = (f"set its stitch to {least} or more, or its mode to chunks" if shortest
+                  else "set its mode to chunks, which reads empty documents too")
+        raise UserError(f"dataset {name}: its shortest document has {shortest} tokens, and stitch "
+                        f"{stitch} of them do not fill a window of n_ctx + 1 = {n_ctx + 1}; "
+                        f"{remedy}")
+    if stitch > source.split.total("records"):
+        raise UserError(f"dataset {name} has {source.split.total('records')} documents, fewer than "
+                        f"stitch {stitch}; set a lower stitch")
+
+
+def windows(config, number, source):
+    """What reads a source's windows."""
+    split = source.split
+    reader = Reader(split, config.n_vocab)
+    seed = f"{config.seed}:{number}"
+    if source.mode == "chunks":
+        found = Chunks(reader, config.n_ctx, split.total("tokens"), seed,
+                         padded=split.name == "validation")
+    else:
+        found = Documents(reader, config.n_ctx, split.total("records"), split.total("tokens"),
+                            seed, source.entry.stitch, source.mode == "documents_random")
+    if not found.windows:
+        raise UserError(f"dataset {source.entry.id}: its {split.name} split of "
+                        f"{split.total('tokens')} tokens does not fill one window of n_ctx + 1 = "
+                        f"{config.n_ctx + 1}; lower n_ctx or add text")
+    return found

@@ -1,0 +1,530 @@
+"""Run configs: mistakes in every key, sources of values, legacy keys, layouts, shipped configs."""
+
+import fnmatch
+import json
+import os
+import re
+import subprocess
+import sys
+import typing
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from configs import keys, layouts, legacy, messages, reading, schema
+from configs.errors import UserError
+
+BASE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_ctx": 16, "n_vocab": 100, "lr": 1e-3,
+        "train_batch_size": 8, "train_steps": 50, "model_path": "runs/x"}
+KEYS = sorted(schema.RunConfig.model_fields)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a config and returns its path. Keyword arguments change BASE."""
+    def write_config(**changes):
+        path = tmp_path / "run.json"
+        path.write_text(json.dumps({**BASE, **changes}))
+        return str(path)
+    return write_config
+
+
+def refused(path, overrides=()):
+    """The message with which a config is refused."""
+    with pytest.raises(UserError) as error:
+        schema.load(path, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# Mistakes in every key.
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("misspell", [lambda key: key[:-1] + key[-1] * 2,
+                                      lambda key: key[:1] + key[2:] if len(key) > 4 else key + "_",
+                                      str.upper])
+def test_misspelt_key_names_the_nearest(write, key, misspell):
+    wrong = misspell(key)
+    message = refused(write(**{wrong: 1}))
+    assert "run.json: " in message
+    assert f"{wrong}: unknown key (did you mean {key}?)" in message
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_wrong_type_names_file_key_and_what_is_allowed(write, key):
+    message = refused(write(**{key: {"a": 1}}))
+    assert re.search(rf"run\.json: {key}: must be .*not {{", message), message
+
+
+@pytest.mark.parametrize("key", [key for key, field in schema.RunConfig.model_fields.items()
+                                 if field.annotation in (int, float, bool, int | None)])
+def test_text_is_not_a_number(write, key):
+    assert f"{key}: must be a valid" in refused(write(**{key: "1"}))
+
+
+@pytest.mark.parametrize("key", [key for key, field in schema.RunConfig.model_fields.items()
+                                 if field.annotation in (int, int | None)])
+def test_neither_true_nor_a_fraction_is_a_whole_number(write, key):
+    assert f"{key}: must be a valid integer, not true" in refused(write(**{key: True}))
+    assert f"{key}: must be a valid integer, not 1.5" in refused(write(**{key: 1.5}))
+
+
+@pytest.mark.parametrize("key", sorted(BASE))
+def test_missing_key_is_named(tmp_path, key):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({name: value for name, value in BASE.items() if name != key}))
+    message = refused(str(path))
+    assert f"run.json: {key}: missing" in message
+
+
+@pytest.mark.parametrize("key, value", [
+    ("n_layer", 0), ("lr", -1.0), ("beta1", 1.0), ("beta2", 1.0), ("beta2", -0.1),
+    ("embed_dropout", 1.0), ("res_dropout", -0.1), ("attn_dropout", 1.5), ("lr_min_ratio", 1.1),
+    ("train_steps", 0), ("warmup_steps", -1), ("eval_steps", -1), ("keep", 0), ("iterations", 0),
+    ("pad_vocab_multiple", 0), ("weight_decay", -0.1), ("gradient_clipping", -1), ("epsilon", 0),
+    ("seed", -1), ("seed", 2**31), ("predict_max_steps", 0), ("layer_norm_epsilon", 0),
+    ("initializer_range", 0), ("model_path", ""), ("tokens_per_mb_per_replica", -1)])
+def test_values_out_of_range_are_refused(write, key, value):
+    assert f"run.json: {key}: " in refused(write(**{key: value}))
+
+
+@pytest.mark.parametrize("key, value, near", [
+    ("precision", "bfloat", "bfloat16"), ("lr_decay", "cosin", "cosine"),
+    ("opt_name", "adamm", "adamw"), ("position", "rotry", "rotary"),
+    ("activation_function", "glu", "gelu")])
+def test_wrong_choice_lists_choices_and_the_nearest(write, key, value, near):
+    message = refused(write(**{key: value}))
+    assert f"{key}: must be '" in message and f"did you mean {near}?" in message
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
+def test_numbers_have_to_be_finite(tmp_path, text):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(BASE).replace("0.001", text))
+    assert "lr: must be a finite number" in refused(str(path))
+
+
+def test_other_code_bases_names_lead_to_ours(write):
+    for word, key in [("learning_rate", "lr"), ("block_size", "n_ctx"), ("d_model", "n_embd"),
+                      ("max_iters", "train_steps"), ("dropout", "embed_dropout, res_dropout")]:
+        assert f"{word}: unknown key (did you mean {key}" in refused(write(**{word: 1}))
+    for names in messages.SYNONYMS.values():
+        assert set(names.split(", ")) <= set(KEYS)
+
+
+def test_nested_unknown_keys_get_their_own_sections_names():
+    class Section(BaseModel, extra="forbid"):
+        weight: float = 0.0
+
+    class Config(BaseModel, extra="forbid"):
+        clip: Section | None = None
+
+    with pytest.raises(ValidationError) as error:
+        Config.model_validate({"clip": {"wieght": 1.0}})
+    key, sentence = messages.first_mistake(error.value, Config)
+    assert (key, sentence) == ("clip", "clip.wieght: unknown key (did you mean weight?)")
+
+
+# Reading.
+
+def test_whole_numbers_are_accepted_for_fractions(write):
+    assert schema.load(write(lr=1)).lr == 1.0
+
+
+def test_yaml_and_json_give_the_same(tmp_path, write):
+    path = tmp_path / "run.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in BASE.items() if key != "lr")
+                    + "lr: 1e-3\n")
+    assert schema.load(str(path)).to_json() == schema.load(write()).to_json()
+
+
+@pytest.mark.parametrize("name, text, wanted", [
+    ("a.json", '{"lr": 1, "lr": 2}', "a.json: lr: given twice"),
+    ("a.yaml", "lr: 1\nlr: 2\n", "a.yaml: lr: given twice"),
+    ("a.json", '{"lr": 1,}', "a.json: not JSON: "),
+    ("a.yaml", "lr: [1\n", "a.yaml: not YAML: "),
+    ("a.yaml", "!!python/object/apply:os.getcwd []\n", "a.yaml: not YAML: "),
+    ("a.json", "[1]", "a.json: must hold one mapping"),
+    ("a.json", "\xff", "a.json: cannot be read")])
+def test_unreadable_files_are_named(tmp_path, name, text, wanted):
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    assert wanted in refused(str(tmp_path / name))
+
+
+def test_names_of_shipped_configs_with_and_without_ending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert schema.load("demo").to_json() == schema.load("demo.json").to_json()
+    assert "did you mean shakespeare_char?" in refused("shakespear_char.json")
+
+
+# Overrides and sources.
+
+def test_overrides_and_where_values_come_from(write):
+    path = write(activation_fn="relu", datasets=[["/nowhere/a.json", 1, "chunks", 1.0]])
+    config = schema.load(path,
+                         ["lr=1e-4", "datasets.0.3=0.25", "about=yes", "rotary_emb=true",
+                          "mesh_shape=x:2", "layout=[[batch, x]]"],
+                         {"model_path": "elsewhere", "gpu_ids": None})
+    assert config.lr == 1e-4
+    assert config.datasets[0] == ("/nowhere/a.json", 1, "chunks", 0.25)
+    assert config.about == "yes"
+    assert (config.mesh, config.layout_rules) == ([("x", 2)], [("batch", "x")])
+    assert config.model_path == "elsewhere"
+    expected = {"lr": "--set", "n_layer": "file", "keep": "default", "model_path": "--model_path",
+                "activation_function": "file (as activation_fn)", "datasets": "file, --set",
+                "position": "--set (as rotary_emb)", "gpu_ids": "default",
+                "eval_batch_size": "default (from train_batch_size)",
+                "lr_decay_end": "default (from train_steps)"}
+    assert {key: config.sources[key] for key in expected} == expected
+    assert set(config.sources) == set(KEYS)
+
+
+def test_description_shows_each_key_value_and_source(write):
+    lines = schema.load(write(), ["keep=3"]).describe().splitlines()
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in lines}
+    assert set(KEYS) - {"about"} <= set(rows)
+    assert rows["keep"] == ["3", "--set"]
+    assert rows["n_layer"] == ["2", "file"]
+    assert rows["beta1"] == ["0.9", "default"]
+    assert rows["head_size"][0] == "8"
+
+
+@pytest.mark.parametrize("text, value", [
+    ("1e-3", 1e-3), ("3", 3), ("true", True), ("null", None), ("[a, b]", ["a", "b"]), (".1", 0.1),
+    ("x:4,y:2", "x:4,y:2"), ("runs/1", "runs/1"), ("2024-01-01", "2024-01-01"), ("1:30", "1:30"),
+        ("010", "010"), ("-2", -2), ("1.", 1.0), ("+1.5E+3", 1500.0), ("e3", "e3"),
+    ('"3"', "3"), ("a: b: c", "a: b: c"), ("{a: 1}", {"a": 1})])
+def test_values_of_overrides(text, value):
+    parsed = reading.parse_value(text)
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_overrides_reach_into_sections_that_are_absent():
+    values = {"a": 1}
+    assert reading.overridden(values, ["clip", "weight"], 0.1) == {"a": 1, "clip": {"weight": 0.1}}
+    assert values == {"a": 1}
+
+
+@pytest.mark.parametrize("override, wanted", [
+    ("lr", "--set lr: write --set key=value"), ("=3", "write --set key=value"),
+    ("lr.x=3", "--set lr.x: lr is a single value"), ("lr=abc", "--set: lr: must be a valid number"),
+    ("n_heads=3", "--set: n_heads: unknown key (did you mean n_head?)"),
+    ("clipp.weight=.1", "clipp: unknown key"),
+    ("moe_layers=[1]", "--set: moe_layers: not supported"),
+    ("attention_types.9=global", "attention_types is a list of 1")])
+def test_mistakes_in_overrides_name_the_override(write, override, wanted):
+    assert wanted in refused(write(attention_types=[[["global"], 2]]), [override])
+
+
+def test_saved_config_loads_again_and_changes_nothing(write, tmp_path):
+    config = schema.load(write(mesh_shape="x:2,y:2", layout="batch:x,heads:y", seed=7,
+                               about=["a", "b"], datasets=["/nowhere/b.json"]))
+    path = tmp_path / "saved.json"
+    path.write_text(config.to_json())
+    again = schema.load(str(path))
+    assert again.model_dump() == config.model_dump()
+    assert again.about == "a\nb"
+
+
+def test_replace_fills_dependent_values_in_again_and_checks(write):
+    config = schema.load(write(eval_batch_size=None))  # a null is as good as an absent key
+    config = config.replace(train_steps=20, train_batch_size=4, n_layer=3)
+    assert (config.lr_decay_end, config.eval_batch_size) == (20, 4)
+    assert config.attention_types == ("global",) * 3
+    with pytest.raises(UserError, match="n_head: 5"):
+        config.replace(n_head=5)
+
+
+def test_configs_do_not_change(write):
+    with pytest.raises(ValidationError):
+        schema.load(write()).lr = 2.0
+
+
+# Checks between keys.
+
+@pytest.mark.parametrize("changes, wanted", [
+    ({"n_head": 3}, "n_head: 3 does not divide n_embd = 32"),
+    ({"rotary_dims": 10, "position": "rotary"}, "rotary_dims: 10 is more than the size of a head"),
+    ({"rotary_dims": 3, "position": "rotary"}, "rotary_dims: 3 is odd"),
+    ({"n_embd": 36, "position": "rotary"}, "rotary_dims: the size of a head, 9, is odd"),
+    ({"attention_types": [[["global"], 3]]},
+     "attention_types: expands to 3 layers where n_layer is 2"),
+    ({"attention_types": [[["global", "local"], 1]]}, '"local" is not supported by this release'),
+    ({"attention_types": [["globl", 2]]}, "did you mean global?"),
+    ({"attention_types": [[["global"], "2"]]}, "is no [[kinds], times]"),
+    ({"warmup_steps": 51}, "warmup_steps: 51 is more than train_steps = 50"),
+    ({"warmup_steps": 20, "lr_decay_end": 10}, "lr_decay_end: 10 is before the end of warm-up"),
+    ({"gpu_ids": ["0", "1"]}, "gpu_ids: names 2 where mesh_shape (one device) needs 1"),
+    ({"gpu_ids": ["0", "GPU:0"], "mesh_shape": "x:2"}, "gpu_ids: one GPU is named twice"),
+    ({"gpu_ids": ["cpu"]}, 'gpu_ids: "cpu" is no GPU'),
+    ({"n_vocab": 0}, "n_vocab: missing, and there are no datasets"),
+    ({"datasets": [["a", 0]]}, "datasets: a: stitch must be a whole number"),
+    ({"datasets": [["a", 1, "chunk"]]}, "did you mean chunks?"),
+    ({"datasets": [["a", 1, "chunks", 0]]}, "datasets: a: weight must be above 0"),
+    ({"datasets": ["a", "a"]}, "datasets: a is listed twice"),
+    ({"datasets": [[]]}, "datasets: [] is neither an id nor"),
+    ({"mesh_shape": "4,2"}, "mesh_shape: 4 is no pair"),
+    ({"mesh_shape": "x:0"}, "mesh_shape: x:0: the size must be"),
+    ({"mesh_shape": "x:2,x:2"}, "mesh_shape: x is given twice"),
+    ({"mesh_shape": "x:2", "layout": "head:x"},
+     "layout: head is no dimension of the model (did you mean heads?)"),
+    ({"mesh_shape": "x:2", "layout": "batch:y"}, "layout: batch:y names a mesh axis that does not "
+                                                 "exist; mesh_shape has x"),
+    ({"layout": "batch:x"}, "mesh_shape is empty"),
+    ({"mesh_shape": "x:2", "layout": "batch:x,batch:x"}, "layout: batch is given twice")])
+def test_contradictions_are_refused_in_one_line(write, changes, wanted):
+    message = refused(write(**changes))
+    assert "run.json: " in message and wanted in message
+
+
+@pytest.mark.parametrize("dimension", ["sequence", "memory_length", "features_per_head", "qkv"])
+def test_splits_that_this_release_does_not_have(write, dimension):
+    message = refused(write(mesh_shape="x:2", layout=f"{dimension}:x"))
+    assert f"layout: {dimension} cannot be split in this release" in message
+
+
+@pytest.mark.parametrize("rule, changes, key", [
+    ("batch", {"train_batch_size": 9}, "train_batch_size = 9"),
+    ("batch", {"eval_batch_size": 3}, "eval_batch_size = 3"),
+    ("heads", {"n_embd": 27, "n_head": 9}, "n_head = 9"),
+    ("embd", {"n_embd": 45, "n_head": 9}, "n_embd = 45"),
+    ("vocab", {"pad_vocab_multiple": 5}, "padded n_vocab = 100"),
+    ("embed_sequence", {"n_ctx": 17}, "n_ctx = 17"),
+    ("intermediate_expanded", {"n_embd": 34, "n_head": 1}, "4 × n_embd = 136")])
+def test_a_size_that_the_mesh_does_not_divide_names_both(write, rule, changes, key):
+    size = 16 if rule in ("intermediate_expanded",) else 8
+    message = refused(write(mesh_shape=f"x:{size}", layout=f"{rule}:x", **changes))
+    assert f"layout: {rule}:x splits" in message
+    assert key in message and f"x:{size}, which does not divide it; " in message
+
+
+def test_two_dimensions_of_one_tensor_cannot_share_an_axis(write):
+    """All pairs of dimensions that can be split; those that clash are written out here."""
+    clashing = {("batch", "embd"), ("batch", "vocab"), ("batch", "heads"),
+                ("batch", "intermediate_expanded"), ("embed_sequence", "embd"), ("embd", "vocab"),
+                ("embd", "heads"), ("embd", "intermediate_expanded")}
+    able = [name for name, dim in layouts.DIMENSIONS.items() if dim.splittable]
+    found = set()
+    for number, first in enumerate(able):
+        for second in able[number + 1:]:
+            path = write(mesh_shape="x:2", layout=f"{first}:x,{second}:x")
+            try:
+                assert dict(schema.load(path).layout_rules) == {first: "x", second: "x"}
+            except UserError as error:
+                assert f"layout: {first}:x and {second}:x would split two" in str(error).replace(
+                    f"{second}:x and {first}:x", f"{first}:x and {second}:x")
+                found.add((first, second))
+    assert found == clashing
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+@pytest.mark.parametrize("untied", [False, True])
+def test_the_models_own_tensors_are_those_of_the_table(write, position, untied):
+    """Builds the model: its weights' dimensions and sizes are what layouts.py says they are."""
+    compat = pytest.importorskip("mesh.compat")
+    gpt, layers = pytest.importorskip("models.gpt"), pytest.importorskip("models.layers")
+    mtf, tf = compat.mtf, compat.tf
+    config = schema.load(write(position=position, no_weight_tie=untied))
+    with tf.Graph().as_default():
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        ctx = layers.Context(mesh, config)
+        shape = mtf.Shape([mtf.Dimension("batch", 8), mtf.Dimension("sequence", 16)])
+        model = gpt.GPT(config, config.n_vocab)
+        model.logits(ctx, model.hidden(ctx, mtf.zeros(mesh, shape, tf.int32)))
+        tensors = [set(dims) for dims in layouts.TENSORS.values()]
+        sizes = {"features_per_head": config.head_size, "qkv": 3}
+        for name in layouts.DIMENSIONS:
+            if layouts.DIMENSIONS[name].splittable:
+                [(_, sizes[name]), *_] = layouts._sizes(config, name)
+        assert graph.all_variables
+        for variable in graph.all_variables:
+            dims = {dim.name: dim.size for dim in variable.shape.dims}
+            assert any(set(dims) <= tensor for tensor in tensors), variable
+            assert {name: sizes[name] for name in dims} == dims
+
+
+def test_parsing_agrees_with_mesh_tensorflow():
+    mtf = pytest.importorskip("mesh.compat").mtf
+    for text in ("", "x:4", "x:4,y:2", "x:4;y:2", "x:4 y:2", "rows:1, cols:8"):
+        theirs = [(dim.name, dim.size) for dim in mtf.convert_to_shape(text).dims]
+        assert layouts.parse_mesh_shape(text) == theirs
+
+
+@pytest.mark.parametrize("batch, ctx, tokens, layout", [
+    (256, 2048, 2048, "batch:x"), (256, 2048, 16384, "batch:x"), (12, 64, 300, ""),
+    (12, 64, 64 * 5, ""), (12, 64, 1, ""), (8, 16, 10**9, "batch:x"), (24, 16, 16 * 5, "batch:x")])
+def test_microbatches_as_mesh_tensorflow_counts_them(write, batch, ctx, tokens, layout):
+    """Against the rule itself: the largest divisor of a replica's batch that fits the limit."""
+    config = schema.load(write(train_batch_size=batch, n_ctx=ctx, tokens_per_mb_per_replica=tokens,
+                               mesh_shape="x:4", layout=layout))
+    replica = batch // (4 if layout else 1)
+    fitting = [size for size in range(1, replica + 1)
+               if replica % size == 0 and (size * ctx <= tokens or size == 1)]
+    assert config.num_microbatches == replica // max(fitting)
+
+
+def test_an_axis_that_no_rule_uses_is_noted(write):
+    assert any("axis y" in note for note in
+               schema.load(write(mesh_shape="x:2,y:2", layout="batch:x")).notes)
+
+
+def test_derived_values(write):
+    config = schema.load(write(mesh_shape="x:2;y:2", layout="batch:x,heads:y", position="rotary",
+                               rotary_dims=4, gradient_clipping=None))
+    assert (config.head_size, config.rotary_size, config.n_vocab_padded) == (8, 4, 128)
+    assert (config.mesh, config.mesh_size, config.batch_split) == ([("x", 2), ("y", 2)], 4, 2)
+    assert config.layout_rules == [("batch", "x"), ("heads", "y")]
+    assert config.gradient_clipping == 0 and config.num_microbatches == 1
+    assert config.attention_types == ("global", "global")
+    assert schema.load(write()).mesh_size == 1
+
+
+def test_architecture_is_what_decides_weights(write):
+    base = schema.load(write()).architecture()
+    json.dumps(base)
+    for change in ({"lr": 1.0}, {"mesh_shape": "x:2", "layout": "batch:x"}, {"res_dropout": 0.5},
+                   {"precision": "bfloat16"}, {"model_path": "b"}):
+        assert schema.load(write(**change)).architecture() == base
+    for change in ({"n_layer": 3}, {"n_ctx": 8}, {"no_weight_tie": True}, {"position": "rotary"},
+                   {"activation_function": "relu"}, {"pad_vocab_multiple": 100}, {"n_vocab": 99}):
+        assert schema.load(write(**change)).architecture() != base
+    assert schema.load(write(pad_vocab_multiple=64)).architecture() == base  # 128 rows either way
+
+
+# Datasets.
+
+def test_datasets_give_the_vocabulary(write, tmp_path):
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({"path": "a_*.tfrecords", "encoder": "byte", "n_vocab": 257}))
+    config = schema.load(write(n_vocab=0, datasets=[str(path)]))
+    assert config.n_vocab == 257
+    assert config.sources["n_vocab"] == f"dataset {path}"
+    assert config.datasets == [(str(path), 1, None, 1.0)]
+    assert "n_vocab: 100 is less than the 257 ids" in refused(write(datasets=[str(path)]))
+
+
+def test_datasets_of_different_encoders_do_not_mix(write, tmp_path):
+    for name, encoder in (("a", "byte"), ("b", "clip")):
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps({"path": "a_*.tfrecords", "encoder": encoder, "n_vocab": 90}))
+    names = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    assert "were made by different encoders (byte, clip)" in refused(write(datasets=names))
+
+
+def test_missing_dataset_is_named_when_it_is_needed(write):
+    config = schema.load(write(datasets=["dmo"]))
+    assert any("dmo.json" in note for note in config.notes)
+    with pytest.raises(UserError, match=r"datasets: dmo has no .*\(did you mean demo\?\)"):
+        _ = config.dataset_configs
+    assert "did you mean demo?" in refused(write(n_vocab=0, datasets=["dmo"]))
+
+
+# Legacy keys.
+
+@pytest.mark.parametrize("key", sorted(legacy.UNNEEDED))
+def test_keys_that_nothing_needs_are_noted_once(write, key):
+    notes = [note for note in schema.load(write(**{key: 1})).notes if key in note]
+    assert len(notes) == 1 and "ignored" in notes[0]
+
+
+@pytest.mark.parametrize("key", legacy.UNSUPPORTED)
+def test_keys_whose_meaning_would_be_lost_are_refused_unless_off(write, key):
+    for off in (False, 0, None, []):
+        assert schema.load(write(**{key: off})).notes == []
+    assert f"run.json: {key}: not supported by this release" in refused(write(**{key: True}))
+
+
+def test_legacy_names_and_values(write):
+    config = schema.load(write(activation_fn="relu", rotary_emb=True, opt_name="adam",
+                               lr_decay=None, weight_decay=None, model="GPT2"))
+    assert (config.activation_function, config.position, config.opt_name, config.lr_decay,
+            config.weight_decay, config.model) == ("relu", "rotary", "adamw", "constant", 0, "GPT")
+    assert "activation_fn: says" in refused(write(activation_function="gelu", activation_fn="relu"))
+    assert not set(KEYS) & (set(legacy.UNNEEDED) | set(legacy.UNSUPPORTED) | set(legacy.RENAMED))
+
+
+def test_a_gpt_neo_config_loads(write, tmp_path):
+    """The keys of GPT-Neo's 125M config as it ships."""
+    path = tmp_path / "gpt3_small_256.json"
+    path.write_text(json.dumps({
+        "n_head": 12, "n_vocab": 50304, "embed_dropout": 0, "lr": 0.0006, "lr_decay": "cosine",
+        "warmup_steps": 3000, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "opt_name": "adam",
+        "weight_decay": 0.10, "train_batch_size": 256, "attn_dropout": 0, "train_steps": 572300,
+        "eval_steps": 0, "predict_steps": 1, "res_dropout": 0, "eval_batch_size": 64,
+        "predict_batch_size": 1, "iterations": 2500, "n_embd": 768,
+        "datasets": [["openwebtext-documents", 25, "documents_random", 1.0]],
+        "model_path": "gs://neo-models/GPT3_SMALL", "n_ctx": 2048, "n_layer": 12,
+        "scale_by_depth": True, "scale_by_in": False, "attention_types": [[["global"], 12]],
+        "mesh_shape": "x:64,y:4", "layout": "batch:x,heads:y,vocab:y,intermediate_expanded:y",
+        "activation_function": "gelu", "recompute_grad": False, "gradient_clipping": 1.0}))
+    config = schema.load(str(path))
+    assert config.datasets == [("openwebtext-documents", 25, "documents_random", 1.0)]
+    assert (config.n_vocab_padded, config.mesh_size, config.opt_name) == (50304, 256, "adamw")
+    assert [("predict_steps" in note) for note in config.notes].count(True) == 1
+
+
+# What ships.
+
+def test_every_shipped_config_loads(root):
+    names = reading.shipped_configs()
+    assert {"demo", "gpt_125M", "shakespeare_char", "shakespeare_char_large"} <= set(names)
+    for name in names:
+        config = schema.load(name)
+        assert config.notes == [], name
+        assert config.dataset_configs
+        for word in ("Command: ", "Expected"):
+            assert word in config.about, name
+        assert config.eval_steps != 0, name
+
+
+def test_every_shipped_dataset_loads_and_keeps_validation_out_of_training(root):
+    folder = os.path.join(root, "configs", "datasets")
+    for file in os.listdir(folder):
+        dataset = schema._load_dataset(os.path.join(folder, file))
+        stem = os.path.splitext(file)[0]
+        for path in dataset.paths:
+            base = os.path.basename(path)
+            assert fnmatch.fnmatch(f"{stem}_0_164596.tfrecords", base)
+            assert not fnmatch.fnmatch(f"{stem}_val_0_164596.tfrecords", base)
+        assert any(fnmatch.fnmatch(f"{stem}_val_0_7.tfrecords", os.path.basename(path))
+                   for path in dataset.eval_paths)
+
+
+def test_shakespeare_is_nanogpts_recipe():
+    config = schema.load("shakespeare_char")
+    assert (config.n_layer, config.n_head, config.n_embd, config.n_ctx) == (4, 4, 128, 64)
+    assert (config.train_batch_size, config.train_steps, config.n_vocab) == (12, 2000, 66)
+    assert (config.lr, config.lr * config.lr_min_ratio, config.beta2) == (1e-3, 1e-4, 0.99)
+    assert (config.embed_dropout, config.res_dropout, config.attn_dropout) == (0, 0, 0)
+    large = schema.load("shakespeare_char_large")
+    assert (large.n_layer, large.n_head, large.n_embd, large.n_ctx) == (6, 6, 384, 256)
+    assert "1.4697" in large.about and "not been run here" in large.about
+
+
+def test_activations_are_those_that_the_model_knows():
+    layers = pytest.importorskip("models.layers")
+    assert set(typing.get_args(keys.Activation)) == set(layers.ACTIVATIONS)
+
+
+def test_the_reference_page_is_the_schemas(root):
+    from configs import reference
+
+    with open(os.path.join(root, "docs", "configs.md"), encoding="utf-8") as file:
+        assert file.read() == reference.page(), "run: python -m configs.reference > docs/configs.md"
+    for key in KEYS:
+        assert f"| `{key}` |" in reference.page()
+
+
+def test_every_key_has_one_sentence():
+    for key, field in schema.RunConfig.model_fields.items():
+        assert field.description and field.description.endswith("."), key
+
+
+def test_schema_needs_no_tensorflow(root):
+    code = ("import sys; from configs import schema, reference; schema.load('gpt_125M').describe();"
+            "print('tensorflow' in sys.modules, 'mesh_tensorflow' in sys.modules)")
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True,
+                            check=True)
+    assert result.stdout.strip() == "False False"

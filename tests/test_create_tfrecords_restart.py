@@ -1,0 +1,107 @@
+"""create_tfrecords, killed anywhere and run on any number of processes: the same bytes."""
+
+import gc
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from tfrecord_runs import (
+    command,
+    contents,
+    corpus,
+    kill_at,
+    run,
+    write_jsonl,
+)
+
+
+@pytest.mark.parametrize("mode", ["chunks", "documents"])
+def test_killed_before_any_file_operation_it_resumes_to_the_same_bytes(
+        tmp_path, mode, monkeypatch):
+    import batches
+    gc.freeze()  # TensorFlow's own objects, so that collecting the runs' is quick
+    monkeypatch.setattr(batches, "BATCH_DOCUMENTS", 7)
+    write_jsonl(tmp_path / "a.jsonl", corpus(1, 16))
+    (tmp_path / "b.jsonl").write_text('"x"\n{broken\n' + json.dumps("y" * 90) + "\n\n")
+    flags = ["--mode", mode, "--chunk_size", 120, "--files_per", 4, "--val_fraction", 0.3,
+             "--on_error", "skip", "--encoder", "char", "--checkpoint_seconds", 0]
+    unbroken, _ = run(tmp_path, *flags, out="unbroken")
+    expected = contents(unbroken)
+    assert len([name for name in expected if name.endswith(".tfrecords")]) > 3
+    for count in range(1000):
+        out = f"out{count}"
+        with monkeypatch.context() as patch:
+            kill_at(patch, count)
+            try:
+                run(tmp_path, *flags, out=out)
+                break
+            except Killed:
+                pass
+        gc.collect()  # closes the files of the dead run, as the end of a process does
+        run(tmp_path, *flags, out=out)
+        found = contents(tmp_path / out)
+        assert {name: same_paths(data, out) for name, data in found.items()} == {
+            name: same_paths(data, "unbroken") for name, data in expected.items()}, count
+    assert count > 40
+
+
+def same_paths(data, out):
+    """The encoder's path is in the manifest and differs with the directory."""
+    return data.replace(f"/{out}/d_encoder".encode(), b"/d_encoder")
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_and_kill_9(tmp_path):
+    """Real processes, killed at several moments; more processes than files (GPT-Neo divided 0)."""
+    write_jsonl(tmp_path / "a.jsonl", [text * 60 for text in corpus(2, 1500)])
+    flags = ["--chunk_size", 128, "--files_per", 30000, "--val_fraction", 0.05]
+    directory, _ = run(tmp_path, *flags, out="one")
+    expected = contents(directory)
+    flags += ["--input_dir", tmp_path / "a.jsonl"]
+    subprocess.run(command(tmp_path, "two", *flags, "--processes", 2), check=True)
+    assert contents(tmp_path / "two") == expected
+    args = command(tmp_path, "out", *flags, "--processes", 3, "--checkpoint_seconds", 0)
+    kills = 0
+    for wait_for in ("d_progress.json", "d_0.part2.tmp", "d_1.part*.tmp"):
+        process = subprocess.Popen(args, stdout=subprocess.PIPE)
+        while not list(tmp_path.glob(f"out/{wait_for}")) and process.poll() is None:
+            time.sleep(0.002)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills >= 2 and "d_manifest.json" not in contents(tmp_path / "out")
+    last = subprocess.run(args, check=True, capture_output=True, text=True)
+    assert contents(tmp_path / "out") == expected
+    assert re.search(r"tokens in [\d,]+ .* = tokens out [\d,]+ \+ dropped 0", last.stdout)
+
+
+def worker_processes(parent):
+    """The ids of the encoding processes of a run."""
+    with open(f"/proc/{parent}/task/{parent}/children") as file:
+        children = file.read().split()
+    lines = {}
+    for child in children:
+        with open(f"/proc/{child}/cmdline") as file:
+            lines[child] = file.read()
+    return [child for child, line in lines.items() if "spawn_main" in line]
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [text * 60 for text in corpus(2, 1500)])
+    process = subprocess.Popen(command(tmp_path, "out", "--input_dir", tmp_path / "a.jsonl",
+                                       "--processes", 2, "--files_per", 100))
+    children = []
+    while not children and process.poll() is None:
+        time.sleep(0.05)
+        children = worker_processes(process.pid)
+    process.kill()
+    process.wait()
+    assert children
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{child}") for child in children):
+        assert time.monotonic() < deadline, "orphans go on"
+        time.sleep(0.1)

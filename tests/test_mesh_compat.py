@@ -1,0 +1,47 @@
+"""What mesh/compat.py changes in TensorFlow and mesh-tensorflow."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mesh.compat import mtf, tf
+
+
+def test_importing_it_says_nothing(root):
+    done = subprocess.run(
+        [sys.executable, "-W", "default::FutureWarning", "-c", "from mesh.compat import mtf, tf"],
+        cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
+
+
+@pytest.mark.parametrize(("mesh_shape", "devices"), [("x:1", [""]), ("x:2", ["cpu:0", "cpu:1"])])
+def test_the_model_sees_the_values_from_before_the_update(mesh_shape, devices):
+    rows = mtf.Dimension("rows", 4)
+    with tf.Graph().as_default():
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        weight = mtf.get_variable(mesh, "w", mtf.Shape([rows]),
+                                  initializer=tf.ones_initializer())
+        impl = mtf.placement_mesh_impl.PlacementMeshImpl(
+            mtf.convert_to_shape(mesh_shape), mtf.convert_to_layout_rules("rows:x"), devices)
+        double = weight * 2.0
+        update = mtf.assign(weight, double)
+        lowering = mtf.Lowering(graph, {mesh: impl})
+        with tf.control_dependencies([lowering.lowered_operation(update)]):
+            # A consumer that happens to run late.
+            late = tf.identity(lowering.export_to_tf_tensor(weight))
+        with tf.Session(config=tf.ConfigProto(device_count={"CPU": 2})) as session:
+            session.run(tf.global_variables_initializer())
+            session.run(lowering.copy_masters_to_slices())
+            np.testing.assert_array_equal(session.run(late), np.full(4, 1.0))
+            np.testing.assert_array_equal(session.run(late), np.full(4, 2.0))
+
+
+def test_variables_are_resources_and_the_mesh_runs_them():
+    with tf.Graph().as_default():
+        mesh = mtf.Mesh(mtf.Graph(), "mesh")
+        variable = mtf.get_variable(mesh, "w", mtf.Shape([mtf.Dimension("rows", 2)]),
+                                    initializer=tf.zeros_initializer()).operation
+        assert variable.get_master().handle.dtype == tf.resource

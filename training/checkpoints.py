@@ -1,0 +1,164 @@
+"""What a run keeps beside its weights, and whether a checkpoint fits a config.
+
+A run's directory, XX
+masters alone), `config.json` (the resolved config) and `run.json`: the architecture, the encoder and
+the positions in the data.
+"""
+
+import dataclasses
+import json
+import os
+
+import encoders
+from configs.errors import UserError
+from mesh.compat import tf
+
+_FILE = "run.json"
+
+
+@dataclasses.dataclass
+class RunRecord:
+    """The contents of `run.json`.
+
+    Attributes:
+      architecture: what decides the shapes and the meaning of the weights.
+      encoder: spec, hash, n_vocab and eos_id of the encoder.
+      legs: where the run's data changed: from `step` on, steps of `batch_size` windows of `data`,
+        the first of which is `window`.
+    """
+
+    architecture: dict
+    encoder: dict
+    legs: list
+
+    def start_window(self, step):
+        """How many windows of the present data were consumed before `step`."""
+        leg = [leg for leg in self.legs if leg["step"] <= step][-1]
+        return leg["window"] + (step - leg["step"]) * leg["batch_size"]
+
+    def begin_leg(self, step, batch_size, data):
+        """Notes that training goes on at `step`, with perhaps another batch size or other data.
+
+        Args:
+          step: the checkpoint's step; legs after it never happened.
+          batch_size: windows a step from now on.
+          data: what the order of windows follows from (JSON data).
+
+        Returns:
+          a sentence for the user if something changed, or None.
+        """
+        self.legs = [leg for leg in self.legs if leg["step"] <= step]
+        if not self.legs:
+            self.legs.append({"step": step, "window": 0, "batch_size": batch_size, "data": data})
+            return None
+        last = self.legs[-1]
+        same_data = last["data"] == data
+        if same_data and last["batch_size"] == batch_size:
+            return None
+        window = self.start_window(step) if same_data else 0
+        self.legs.append({"step": step, "window": window, "batch_size": batch_size, "data": data})
+        if same_data:
+            return (f"train_batch_size was {last['batch_size']} and is {batch_size}: the data go on "
+                    f"at window {window}, none skipped or repeated")
+        return "the datasets, n_ctx or the seed changed: the data start again from their beginning"
+
+
+def latest(model_path):
+    """The newest checkpoint's path without its endings, or None."""
+    return tf.train.latest_checkpoint(model_path)
+
+
+def step_of(checkpoint):
+    """The step of a checkpoint path such as `…/model.ckpt-1000`."""
+    return int(checkpoint.rpartition("-")[2])
+
+
+def require_latest(config):
+    """The newest checkpoint of the run.
+
+    Raises:
+      UserError: if there is none.
+    """
+    checkpoint = latest(config.model_path)
+    if checkpoint is None:
+        raise UserError(f"{config.model_path}: no checkpoint there; train first, or give another "
+                        "--model_path")
+    return checkpoint
+
+
+def read_record(model_path):
+    """The RunRecord of a run, or None if it has none.
+
+    Raises:
+      UserError: if the file is damaged.
+    """
+    path = os.path.join(model_path, _FILE)
+    if not tf.io.gfile.exists(path):
+        return None
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            return RunRecord(**json.loads(file.read()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); restore it from a copy of the run, or start "
+                        "again with --new") from error
+
+
+def write_record(model_path, record):
+    """Writes run.json, whole or not at all."""
+    write_text(os.path.join(model_path, _FILE),
+               json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+
+
+def write_text(path, text):
+    """Writes a small file under a temporary name and renames it: never half a file."""
+    temporary = path + ".tmp"
+    with tf.io.gfile.GFile(temporary, "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(temporary, path, overwrite=True)
+
+
+def check_fits(config, record, encoder=None):
+    """Refuses weights of another architecture or encoder than the config's.
+
+    Args:
+      config: the run's config.
+      record: the RunRecord of the weights.
+      encoder: the data's encoder facts (a dict with spec and hash), if data are used.
+
+    Raises:
+      UserError: with the first difference.
+    """
+    for key, value in json.loads(json.dumps(config.architecture())).items():
+        before = record.architecture.get(key)
+        if before != value:
+            raise UserError(
+                f"{config.model_path}: its weights have {key} = {json.dumps(before)}, the config "
+                f"{json.dumps(value)}; change the key, or start again with --new or another "
+                "--model_path")
+    known = record.encoder.get("hash")
+    if encoder and encoder["hash"] and known and encoder["hash"] != known:
+        raise UserError(
+            f"{config.model_path}: trained with encoder {record.encoder['spec']} (hash {known}), "
+            f"but the data were made with {encoder['spec']} (hash {encoder['hash']}); use data of "
+            "that encoder, or another --model_path")
+
+
+def encoder_of(config):
+    """The encoder that the run's weights were trained with.
+
+    Raises:
+      UserError: if it is not known or has changed since.
+    """
+    record = read_record(config.model_path)
+    facts = record.encoder if record else {}
+    spec = facts.get("spec")
+    if spec is None and config.datasets:
+        spec = next(iter(config.dataset_configs.values())).encoder
+    if spec is None:
+        raise UserError(f"{config.model_path}: the encoder is not known; give the dataset's JSON an "
+                        "\"encoder\" key")
+    encoder = encoders.load(spec)
+    if facts.get("hash") and encoder.hash != facts["hash"]:
+        raise UserError(f"encoder {spec}: its hash is {encoder.hash}, but the weights in "
+                        f"{config.model_path} were trained with {facts['hash']}; restore its files")
+    return encoder

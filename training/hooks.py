@@ -1,0 +1,78 @@
+"""What happens between steps: progress and checkpoints."""
+
+import os
+
+from tqdm import tqdm
+
+from mesh.compat import tf
+
+
+class LogScalars(tf.train.SessionRunHook):
+    """Fetches scalars every `iterations` steps and gives them to a meter.
+
+    Args:
+      scalars: a dict of scalar tensors.
+      iterations: steps between fetches. They are counted from step 0, not from the start.
+      meter: a training.metrics.Meter.
+    """
+
+    def __init__(self, scalars, iterations, meter):
+        self._scalars, self._iterations, self._meter = scalars, iterations, meter
+        self._global_step = tf.train.get_global_step()
+        self._next = None
+
+    def after_create_session(self, session, coord):
+        self._next = session.run(self._global_step) + 1
+        self._meter.start_clock(self._next - 1)
+
+    def before_run(self, run_context):
+        if self._next == 1 or self._next % self._iterations == 0:
+            return tf.train.SessionRunArgs(self._scalars)
+        return None
+
+    def after_run(self, run_context, run_values):
+        if run_values.results is not None:
+            self._meter.log(self._next, {k: float(v) for k, v in run_values.results.items()})
+        self._next += 1
+
+
+class SaveAtEnd(tf.train.SessionRunHook):
+    """Saves the masters when a leg of training ends, and keeps the newest `keep` checkpoints.
+
+    Estimator's own saver writes the checkpoint that it has just restored again, over itself, and
+    with each leg forgets which older ones it should delete.
+
+    Args:
+      lowering: the mtf.Lowering, whose slices are copied to the masters before saving.
+      model_path: the run's directory.
+      keep: how many checkpoints are kept.
+    """
+
+    def __init__(self, lowering, model_path, keep):
+        self._copy = lowering.copy_slices_to_masters()
+        self._path = os.path.join(model_path, "model.ckpt")
+        self._saver = tf.train.Saver(max_to_keep=keep, save_relative_paths=True)
+        state = tf.train.get_checkpoint_state(model_path)
+        if state:
+            self._saver.recover_last_checkpoints(state.all_model_checkpoint_paths)
+        self._global_step = tf.train.get_global_step()
+
+    def end(self, session):
+        session.run(self._copy)
+        self._saver.save(session, self._path, global_step=session.run(self._global_step))
+
+
+class Bar(tf.train.SessionRunHook):
+    """A progress bar over `total` runs of the session, on a terminal."""
+
+    def __init__(self, total, description):
+        self._total, self._description = total, description
+
+    def begin(self):
+        self._bar = tqdm(total=self._total, desc=self._description, disable=None, leave=False)
+
+    def after_run(self, run_context, run_values):
+        self._bar.update()
+
+    def end(self, session):
+        self._bar.close()

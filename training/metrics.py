@@ -1,0 +1,139 @@
+"""Where a run's numbers go: TensorBoard, `metrics.jsonl` and the summary line."""
+
+import json
+import logging
+import math
+import os
+import time
+
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tqdm import tqdm
+
+from mesh.compat import tf
+
+
+class Writer:
+    """Writes scalars and texts for TensorBoard into a directory.
+
+    Args:
+      directory: the run's directory, or one below it for another curve on the same axes.
+    """
+
+    def __init__(self, directory):
+        with tf.Graph().as_default():  # TensorFlow 1's writer refuses to be made eagerly
+            self._writer = tf.summary.FileWriter(directory)
+
+    def scalars(self, values, step):
+        """Writes a dict of numbers at a step."""
+        for name, value in values.items():
+            self._writer.add_summary(scalar_pb(name, value).SerializeToString(), step)
+        self._writer.flush()
+
+    def text(self, name, markdown, step):
+        """Writes a text, which TensorBoard shows as Markdown."""
+        self._writer.add_summary(text_pb(name, markdown).SerializeToString(), step)
+        self._writer.flush()
+
+    def close(self):
+        """Closes the file."""
+        self._writer.close()
+
+
+def fenced(text):
+    """`text` as a Markdown code block, so that it is shown as it is."""
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+def language_scores(loss, facts):
+    """What a mean loss means, whatever the tokenizer.
+
+    Args:
+      loss: mean negative log-likelihood of a token, in nats.
+      facts: an inputs.Facts of the split: its tokens and bytes.
+
+    Returns:
+      perplexity = exp(loss), and bits per byte of the original text and of decode(encode(text)):
+      the whole text's nats / (its bytes · ln 2). None where the bytes are not known.
+    """
+    def per_byte(count):
+        return loss * facts.tokens / (count * math.log(2)) if count else None
+
+    return {"perplexity": math.exp(min(loss, 700.0)),
+            "bits_per_byte": per_byte(facts.bytes),
+            "bits_per_decoded_byte": per_byte(facts.decoded_bytes)}
+
+
+def append_line(model_path, values):
+    """Appends one JSON line to the run's metrics.jsonl."""
+    with tf.io.gfile.GFile(os.path.join(model_path, "metrics.jsonl"), "a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+class Meter:
+    """Keeps time, and shows a training run's progress on the terminal and in TensorBoard.
+
+    Args:
+      config: the run's config.
+      facts: the training split's inputs.Facts.
+      writer: a Writer.
+    """
+
+    def __init__(self, config, facts, writer):
+        self._config, self._writer = config, writer
+        self._windows = facts.windows
+        self._step = self._time = None
+        self._measured_steps = self._measured_seconds = 0
+        self.loss = None
+        self._bar = tqdm(total=config.train_steps, unit="step", disable=None, leave=False)
+
+    @property
+    def tokens_per_second(self):
+        """Over all steps measured, without building, evaluating and saving; None before any."""
+        if not self._measured_seconds:
+            return None
+        return self._tokens(self._measured_steps) / self._measured_seconds
+
+    def start_clock(self, step):
+        """Training begins, or goes on after an evaluation, at `step`."""
+        self._step, self._time = step, None
+        self._bar.n = step
+        self._bar.refresh()
+
+    def log(self, step, values):
+        """Takes the scalars of the step that has just ended."""
+        now = time.monotonic()
+        if self._time is None:
+            # The first steps of a session include its compilation.
+            rate = None
+        else:
+            steps, seconds = step - self._step, now - self._time
+            self._measured_steps += steps
+            self._measured_seconds += seconds
+            rate = self._tokens(steps) / seconds
+        self._step, self._time = step, now
+        self.loss = values["loss"]
+        shown = dict(values, epoch=step * self._config.train_batch_size / self._windows)
+        if rate:
+            shown["tokens_per_second"] = rate
+        self._writer.scalars(shown, step)
+        self._bar.n = step
+        self._bar.refresh()
+        self._bar.clear()
+        logging.info(self._line(step, values, rate))
+
+    def close(self):
+        """Removes the progress bar."""
+        self._bar.close()
+
+    def _tokens(self, steps):
+        return steps * self._config.train_batch_size * self._config.n_ctx
+
+    def _line(self, step, values, rate):
+        total = self._config.train_steps
+        parts = [f"step {step:>{len(str(total))}}/{total}", f"loss {values['loss']:.4f}",
+                 f"lr {values['learning_rate']:.2e}"]
+        if rate:
+            left = self._tokens(total - step) / rate
+            parts += [f"{rate:,.0f} tokens/s", f"{tqdm.format_interval(left)} left"]
+        return "  ".join(parts)

@@ -1,0 +1,268 @@
+"""Sampling text from a run's newest checkpoint: one graph and one reading of the weights for all.
+
+Estimator.predict would build the graph and read the weights anew at each call.
+"""
+
+import itertools
+import json
+import os
+import sys
+
+import numpy as np
+
+from configs.errors import UserError
+from mesh import devices
+from mesh.compat import mtf, tf
+from mesh.kept import Kept
+from models import gpt, layers, sampling
+from training import checkpoints
+from training.completions import Completion, Row
+
+# New tokens between looks at the text for stop strings.
+_CHUNK = 32
+
+SEPARATOR = "---------------"
+
+
+class Predictor:
+    """A model that waits for prompts.
+
+    Prompts of any lengths are sampled together, `predict_batch_size` at a time. The model sees at
+    most n_ctx tokens: of a longer prompt the last n_ctx, and when a row has filled its window, it
+    goes on with the later half of it. So any number of tokens can be sampled.
+
+    Args:
+      config: the run's config.
+      encoder: the encoder of its weights.
+
+    Raises:
+      UserError: there is no checkpoint, or it does not fit the config.
+    """
+
+    def __init__(self, config, encoder):
+        self.config, self.encoder = config, encoder
+        self.checkpoint = checkpoints.require_latest(config)
+        record = checkpoints.read_record(config.model_path)
+        if record:
+            checkpoints.check_fits(config, record)
+        if encoder.n_vocab > config.n_vocab_padded:
+            raise UserError(f"n_vocab: {config.n_vocab} is less than the {encoder.n_vocab} ids of "
+                            f"encoder {encoder.spec}")
+        # A multiple of the replicas; further rows idle.
+        self._rows = -(-config.predict_batch_size // config.batch_split) * config.batch_split
+        with tf.Graph().as_default() as graph:
+            masters = self._build()
+            self._session = tf.Session(graph=graph, config=devices.session_config(config))
+            self._restore(masters)
+
+    def close(self):
+        """Frees the weights."""
+        self._session.close()
+
+    def generate(self, prompts, num_samples=1, max_new_tokens=None, temperature=1.0, top_k=0,
+                 top_p=1.0, seed=1, stop=()):
+        """Samples completions.
+
+        A sample is a function of (its prompt, its number, settings): neither the other prompts nor
+        the batch size change it.
+
+        Args:
+          prompts: lists of token ids, none empty.
+          num_samples: of each prompt.
+          max_new_tokens: most tokens of a sample; None is what fits into n_ctx, or half of it
+            where the prompt leaves no room.
+          temperature, top_k, top_p, seed: see models.sampling.Settings.
+          stop: texts; a sample ends before the first of them.
+
+        Yields:
+          a Completion for each sample, the first prompt's first.
+        """
+        scalars = {"temperature": temperature, "top_k": min(top_k, self.encoder.n_vocab),
+                   "top_p": top_p, "seed": seed}
+        samples = (Completion(list(prompt), number, self.encoder.decode(prompt))
+                   for prompt in prompts for number in range(num_samples))
+        while batch := list(itertools.islice(samples, self.config.predict_batch_size)):
+            self._complete([Row(s, self._limit(s, max_new_tokens), self.config.n_ctx)
+                            for s in batch], scalars, stop)
+            yield from batch
+
+    def _limit(self, sample, max_new_tokens):
+        if max_new_tokens is not None:
+            return max_new_tokens
+        n_ctx = self.config.n_ctx
+        return n_ctx - len(sample.prompt) if len(sample.prompt) < n_ctx else max(1, n_ctx // 2)
+
+    def _complete(self, rows, scalars, stop):
+        """Samples until every row has ended."""
+        live = rows
+        for round_ in itertools.count():
+            slides = [row.slide() for row in live]
+            if round_ == 0 or any(slides):
+                self._prefill(rows)
+            steps = min(_CHUNK, *(row.steps() for row in live))
+            count = len(live[0].sample.tokens)
+            for row, new in zip(rows, self._decode(rows, steps, count, scalars), strict=False):
+                if not row.sample.reason:
+                    row.take([int(t) for t in new if t >= 0], self.encoder, stop)
+            live = [row for row in rows if not row.sample.reason]
+            if not live:
+                return
+
+    def _prefill(self, rows):
+        tokens = np.zeros([self._rows, self.config.n_ctx], np.int32)
+        live = [row for row in rows if not row.sample.reason]
+        for i, row in enumerate(rows):
+            window = row.window[:self.config.n_ctx]
+            tokens[i, :len(window)] = window
+        length = max(len(row.window) for row in live) - 1
+        self._session.run(self._prefill_op, {self._feeds["tokens"]: tokens,
+                                             self._feeds["length"]: length})
+
+    def _decode(self, rows, steps, count, scalars):
+        """New tokens of each row: int32 [rows, _CHUNK], -1 where there is none."""
+        state = {"token": [0] * self._rows, "position": [0] * self._rows,
+                 "done": [1] * self._rows, "number": [0] * self._rows}
+        for i, row in enumerate(rows):
+            if not row.sample.reason:
+                state["token"][i], state["position"][i] = row.window[-1], len(row.window) - 1
+                state["done"][i], state["number"][i] = 0, row.sample.number
+        values = {**state, **scalars, "steps": steps, "count": count}
+        out, _ = self._session.run([self._new_tokens, self._keep_op],
+                                   {self._feeds[name]: value for name, value in values.items()})
+        return out
+
+    def _build(self):
+        """Builds the graph; returns the variables that a checkpoint holds."""
+        config = self.config
+        mesh, impl = mtf.Mesh(mtf.Graph(), "mesh"), devices.mesh_impl(config)
+        ctx = layers.Context(mesh, config)
+        model = gpt.GPT(config, self.encoder.n_vocab)
+        row = [mtf.Dimension("batch", self._rows)]
+        self._feeds, on_mesh = {}, {}
+        for names, dtype, dims in [
+                (["tokens"], tf.int32, [*row, mtf.Dimension("sequence", config.n_ctx)]),
+                (["token", "position", "done", "number"], tf.int32, row),
+                (["length", "steps", "count", "top_k", "seed"], tf.int32, []),
+                (["temperature", "top_p"], tf.float32, [])]:
+            for name in names:
+                self._feeds[name] = tf.placeholder(dtype, [d.size for d in dims], name)
+                on_mesh[name] = mtf.import_tf_tensor(mesh, self._feeds[name], mtf.Shape(dims))
+        filled = sampling.prefill(model, ctx, on_mesh.pop("tokens"), on_mesh.pop("length"))
+        # Between runs the caches live in variables, each slice on its device.
+        kept = [[Kept(impl, part.shape, part.dtype, f"cache/{layer}/{name}")
+                 for part, name in zip(cache, ("keys", "values"), strict=True)]
+                for layer, cache in enumerate(filled)]
+        settings = sampling.Settings(*(on_mesh.pop(name) for name in
+                                       ("temperature", "top_k", "top_p", "seed")))
+        new_tokens, updated = sampling.decode(
+            model, ctx, caches=[[part.read(mesh) for part in pair] for pair in kept], size=_CHUNK,
+            eos_id=self.encoder.eos_id, n_valid=self.encoder.n_vocab, settings=settings, **on_mesh)
+        lowering = mtf.Lowering(mesh.graph, {mesh: impl}, autostack=False)
+        self._new_tokens = lowering.export_to_tf_tensor(new_tokens)
+        self._prefill_op, self._keep_op = (
+            tf.group(*(part.write(lowering, value)
+                       for parts, values in zip(kept, caches, strict=True)
+                       for part, value in zip(parts, values, strict=True)))
+            for caches in (filled, updated))
+        self._start_op = tf.group(lowering.copy_masters_to_slices())
+        self._clear_op = tf.group(*(part.clear() for pair in kept for part in pair))
+        return [variable.get_master() for variable in mesh.graph.all_variables]
+
+    def _restore(self, masters):
+        """Reads the weights, and not the optimizer's state."""
+        shapes = tf.train.load_checkpoint(self.checkpoint).get_variable_to_shape_map()
+        remedy = f"use the config that it was trained with, {self.config.model_path}/config.json"
+        for master in masters:
+            name, shape = master.op.name, master.shape.as_list()
+            if name not in shapes:
+                raise UserError(f"{self.checkpoint}: has no {name}; {remedy}")
+            if shapes[name] != shape:
+                raise UserError(f"{self.checkpoint}: {name} has shape {shapes[name]}, and the "
+                                f"config makes it {shape}; {remedy}")
+        tf.train.Saver(masters).restore(self._session, self.checkpoint)
+        self._session.run([self._start_op, self._clear_op])
+
+
+def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0, top_k=0,
+            top_p=1.0, stop=(), seed=1, interactive=False):
+    """Prints samples on stdout, and appends them to `predict_path` as JSON lines where it is set.
+
+    Args:
+      config: the run's config.
+      prompts: texts. An empty one stands for a document's beginning: after the end-of-text token
+        that separates documents, or with the char encoder, whose text mostly is one document in
+        which that never comes, after a line break.
+      num_samples, max_new_tokens, temperature, top_k, top_p, stop, seed: see Predictor.generate.
+      interactive: answer each line of stdin as a prompt, after `prompts`.
+
+    Raises:
+      UserError: there is nothing to sample from, or a prompt cannot be encoded.
+    """
+    checkpoints.require_latest(config)
+    encoder = checkpoints.encoder_of(config)
+    encoded = [encode_prompt(encoder, prompt) for prompt in prompts]
+    predictor = Predictor(config, encoder)
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+
+    def answer(texts, tokens):
+        samples = predictor.generate(tokens, num_samples, max_new_tokens, stop=stop, **settings)
+        for text, sample in zip((t for t in texts for _ in range(num_samples)), samples,
+                                strict=True):
+            head = sample.head if text else ""
+            print(f"{head}{sample.text}\n{SEPARATOR}", flush=True)
+            if config.predict_path:
+                _append(config.predict_path, {
+                    "prompt": text, "text": sample.text, "sample": sample.number,
+                    "ended_by": sample.reason, "new_tokens": len(sample.tokens),
+                    "checkpoint": predictor.checkpoint, "stop": list(stop), **settings})
+
+    answer(prompts, encoded)
+    for line in _lines() if interactive else ():
+        try:
+            tokens = encode_prompt(encoder, line)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            answer([line], [tokens])
+    predictor.close()
+
+
+def encode_prompt(encoder, prompt):
+    """Token ids of a prompt; never none.
+
+    Raises:
+      UserError: the encoder does not know a character, or finds nothing in the prompt.
+    """
+    if not prompt:
+        start = "\n" if encoder.name == "char" else ""
+        try:
+            return encoder.encode(start) or [encoder.eos_id]
+        except UserError:
+            return [encoder.eos_id]
+    try:
+        tokens = encoder.encode(prompt)
+    except UserError as error:
+        raise UserError(f"prompt: {error}") from error
+    if not tokens:
+        raise UserError(f"prompt: encoder {encoder.spec} finds no token in {prompt[:40]!r}; give "
+                        "some text, or no prompt at all")
+    return tokens
+
+
+def _lines():
+    """Lines of stdin without their ends, asked for on a terminal."""
+    while True:
+        if sys.stdin.isatty():
+            print("prompt> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line.rstrip("\r\n")
+
+
+def _append(path, entry):
+    """Appends a line of JSON to a file, whose directory is made if need be."""
+    if os.path.dirname(path):
+        tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.gfile.GFile(path, "a") as file:
+        file.write(json.dumps(entry, ensure_ascii=False) + "\n")

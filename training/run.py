@@ -1,0 +1,184 @@
+"""The loops: train with evaluations at checkpoints, or evaluate alone."""
+
+import functools
+import json
+import logging
+import os
+import sys
+import time
+
+import inputs
+from configs.errors import UserError
+from mesh import devices
+from mesh.compat import tf
+from training import checkpoints, hooks, metrics, model_fn
+
+
+def train(config, new=False, yes=False):
+    """Trains to `train_steps`, from the last checkpoint if there is one.
+
+    Every `steps_per_checkpoint` steps a checkpoint is saved and the validation split evaluated. The
+    last line on stdout is a JSON summary.
+
+    Args:
+      config: the run's config.
+      new: delete an earlier run in model_path first; asks, unless `yes`.
+      yes: the answer to that question.
+
+    Raises:
+      UserError: the data, the config or the directory cannot be used.
+    """
+    started = time.monotonic()
+    devices.device_names(config)
+    facts = inputs.dataset_facts(config, "train")
+    evaluating = config.eval_steps != 0
+    if evaluating:
+        inputs.eval_windows(config)
+    if new:
+        _delete_run(config.model_path, yes)
+    step, record = _begin(config, facts)
+    writer = metrics.Writer(config.model_path)
+    writer.text("config", metrics.fenced(config.describe()), step)
+    meter = metrics.Meter(config, facts, writer)
+    estimator = _estimator(config, facts, meter)
+    scores = None
+    while step < config.train_steps:
+        every = config.steps_per_checkpoint
+        target = min((step // every + 1) * every, config.train_steps)
+        _run_estimator(config, estimator.train,
+                       inputs.train_input_fn(config, record.start_window(step)), max_steps=target)
+        step = checkpoints.step_of(checkpoints.latest(config.model_path))
+        if evaluating:
+            scores = _evaluate(config, estimator)
+            _report(config, step, meter, scores)
+    meter.close()
+    writer.close()
+    if scores is None and evaluating:
+        scores = _evaluate(config, estimator)
+    _print_summary(step=step, train_loss=meter.loss, **(scores or _NO_SCORES),
+                   tokens_per_sec=meter.tokens_per_second,
+                   seconds=time.monotonic() - started, model_path=config.model_path)
+
+
+def evaluate(config):
+    """Evaluates the last checkpoint on the validation split; prints a JSON summary line."""
+    started = time.monotonic()
+    devices.device_names(config)
+    step = checkpoints.step_of(checkpoints.require_latest(config))
+    facts = inputs.dataset_facts(config, "validation")
+    record = checkpoints.read_record(config.model_path)
+    if record:
+        checkpoints.check_fits(config, record, _encoder_facts(facts))
+    scores = _evaluate(config, _estimator(config, facts, meter=None))
+    seconds = time.monotonic() - started
+    targets = inputs.eval_windows(config).targets
+    line = dict(step=step, train_loss=None, **scores, tokens_per_sec=targets / seconds,
+                seconds=seconds, model_path=config.model_path)
+    metrics.append_line(config.model_path, line)
+    _print_summary(**line)
+
+
+_NO_SCORES = {"eval_loss": None, "perplexity": None, "bits_per_byte": None,
+              "bits_per_decoded_byte": None}
+
+
+def _begin(config, facts):
+    """Makes or checks the run's directory; returns (step to go on from, its RunRecord)."""
+    checkpoint = checkpoints.latest(config.model_path)
+    record = checkpoints.read_record(config.model_path) if checkpoint else None
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    encoder = _encoder_facts(facts)
+    if record:
+        checkpoints.check_fits(config, record, encoder)
+    else:
+        record = checkpoints.RunRecord(config.architecture(), encoder, legs=[])
+    data = {"n_ctx": config.n_ctx, "seed": config.seed, "datasets": list(facts.datasets)}
+    change = record.begin_leg(step, config.train_batch_size, json.loads(json.dumps(data)))
+    tf.io.gfile.makedirs(config.model_path)
+    checkpoints.write_record(config.model_path, record)
+    checkpoints.write_text(os.path.join(config.model_path, "config.json"), config.to_json())
+    if checkpoint:
+        logging.info("going on from step %d of %s", step, config.model_path)
+    if change:
+        logging.info("note: %s", change)
+    if step >= config.train_steps:
+        logging.info("nothing to train: step %d of train_steps = %d; raise train_steps, or start "
+                     "again with --new", step, config.train_steps)
+    return step, record
+
+
+def _delete_run(model_path, yes):
+    """Deletes an earlier run, if there is one and the user agrees."""
+    if not tf.io.gfile.exists(model_path) or not tf.io.gfile.listdir(model_path):
+        return
+    if not yes:
+        checkpoint = checkpoints.latest(model_path)
+        held = f"step {checkpoints.step_of(checkpoint)}" if checkpoint else "no checkpoint"
+        if not sys.stdin.isatty():
+            raise UserError(f"--new would delete {model_path} ({held}); give --yes as well")
+        print(f"Delete {model_path} ({held})? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise UserError(f"--new: {model_path} is kept; without --new it is gone on with")
+    tf.io.gfile.rmtree(model_path)
+
+
+def _encoder_facts(facts):
+    return {"spec": facts.encoder, "hash": facts.encoder_hash, "n_vocab": facts.n_vocab,
+            "eos_id": facts.eos_id}
+
+
+def _estimator(config, facts, meter):
+    run_config = tf.estimator.tpu.RunConfig(
+        model_dir=config.model_path, session_config=devices.session_config(config),
+        tf_random_seed=config.seed, save_checkpoints_steps=None, save_checkpoints_secs=None,
+        save_summary_steps=None, log_step_count_steps=None)
+    return tf.estimator.tpu.TPUEstimator(
+        functools.partial(model_fn.model_fn, config=config, n_valid=facts.n_vocab, meter=meter),
+        config=run_config, use_tpu=False, params={}, train_batch_size=config.train_batch_size,
+        eval_batch_size=config.eval_batch_size)
+
+
+def _run_estimator(config, function, *args, **kwargs):
+    """Calls the Estimator; says what went wrong in the user's terms."""
+    try:
+        return function(*args, **kwargs)
+    except tf.train.NanLossDuringTrainingError as error:
+        raise UserError(
+            f"{config.model_path}: the loss is not a number any more; the last checkpoint is good: "
+            "lower lr, or set gradient_clipping, and start again from it") from error
+    except tf.errors.OpError as error:
+        line = inputs.explain_data_error(config, error)
+        if line is None:
+            raise
+        raise UserError(line) from error
+
+
+def _evaluate(config, estimator):
+    """Scores of the last checkpoint on the whole validation split, or `eval_steps` batches of it."""
+    facts = inputs.dataset_facts(config, "validation")
+    batches = inputs.eval_windows(config).batches
+    result = _run_estimator(config, estimator.evaluate, inputs.eval_input_fn(config),
+                            steps=batches, hooks=[hooks.Bar(batches, "evaluating")])
+    loss = float(result["lm"])
+    return {"eval_loss": loss, **metrics.language_scores(loss, facts)}
+
+
+def _report(config, step, meter, scores):
+    """Writes an evaluation to metrics.jsonl, TensorBoard (as run `eval`) and the terminal."""
+    metrics.append_line(config.model_path, dict(
+        step=step, train_loss=meter.loss, **scores, tokens_per_sec=meter.tokens_per_second,
+        model_path=config.model_path))
+    writer = metrics.Writer(os.path.join(config.model_path, "eval"))
+    shown = {"loss": scores["eval_loss"], "loss/lm": scores["eval_loss"], **scores}
+    shown.pop("eval_loss")
+    writer.scalars({name: value for name, value in shown.items() if value is not None}, step)
+    writer.close()
+    parts = [f"step {step}: validation loss {scores['eval_loss']:.4f}",
+             f"perplexity {scores['perplexity']:.3f}"]
+    if scores["bits_per_byte"] is not None:
+        parts.append(f"{scores['bits_per_byte']:.4f} bits per byte")
+    logging.info("  ".join(parts))
+
+
+def _print_summary(**values):
+    print(json.dumps(values), flush=True)
