@@ -158,6 +158,9 @@ class PredictKeys(Keys):
         None, ge=1, description="Most new tokens of a sample; null is what fits into n_ctx.")
     predict_path: str | None = Field(
         None, description="File to which samples are appended; null is none.")
+    sample_tokens: int = Field(
+        64, ge=0, description="Tokens of the sample that TensorBoard shows of each evaluated "
+                              "checkpoint; 0 is none.")
 
 
 class RunKeys(Keys):

@@ -113,6 +113,28 @@ def causal(ctx, qkv, rotary_dims, rate, site):
          ([batch, heads, sequence], tf.float32)], "causal_attention").outputs[0]
 
 
+def masked(qkv, visible):
+    """Softmax attention in full form with any pattern of who sees whom.
+
+    Args:
+      qkv: queries, keys and values, [batch, sequence, qkv, heads, features_per_head].
+      visible: numpy bool [sequence, sequence]: whether a query (row) sees a key (column).
+
+    Returns:
+      [batch, sequence, heads, features_per_head].
+    """
+    batch, sequence, _, heads, features = qkv.shape.dims
+
+    def one_slice(x):
+        q, k, v = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
+        s = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32) * features.size ** -0.5
+        s = tf.where_v2(visible, s, -1e9)
+        return tf.transpose(tf.matmul(tf.cast(tf.nn.softmax(s), v.dtype), v), [0, 2, 1, 3])
+
+    return local(one_slice, [qkv], ([batch, sequence, heads, features], qkv.dtype),
+                 name="masked_attention")
+
+
 def _query_blocks(length):
     """[(first, last + 1)] of the blocks of queries."""
     n = max(1, min(_BLOCKS, length // _SMALLEST_BLOCK))

@@ -2,7 +2,7 @@
 
 from mesh import ops
 from mesh.compat import mtf, tf
-from models import attention, layers
+from models import attention, blocks, layers
 
 
 class GPT:
@@ -23,7 +23,11 @@ class GPT:
         self.vocab = mtf.Dimension("vocab", config.n_vocab_padded)
         self.heads = mtf.Dimension("heads", config.n_head)
         self.features = mtf.Dimension("features_per_head", config.head_size)
-        self.intermediate = mtf.Dimension("intermediate_expanded", 4 * config.n_embd)
+        self.blocks = blocks.Blocks(
+            self.embd, self.heads, self.features,
+            mtf.Dimension("intermediate_expanded", 4 * config.n_embd),
+            config.activation_function, config.layer_norm_epsilon, self._deviations(),
+            config.res_dropout, config.recompute_grad)
         self.rotary_dims = 0
         if config.position == "rotary":
             self.rotary_dims = config.rotary_dims or config.head_size
@@ -87,9 +91,8 @@ class GPT:
             return ops.dense(hidden, table, None, [self.embd], name="head")
 
     def _token_table(self, ctx):
-        with tf.variable_scope("gpt", reuse=tf.AUTO_REUSE):
-            return ctx.variable("wte", [self.vocab, self.embd],
-                                layers.normal(self.config.initializer_range))
+        return ctx.variable("wte", [self.vocab, self.embd],
+                            layers.normal(self.config.initializer_range))
 
     def _stack(self, ctx, tokens, position, attend):
         """Embedding, blocks and final norm. `position`: int32 [sequence] or [batch, sequence]."""
@@ -104,47 +107,17 @@ class GPT:
                 x += ops.gather(table, position, length, name="wpe")
             x = layers.dropout(ctx, x, config.embed_dropout, "embedding")
             for layer in range(config.n_layer):
-                with tf.variable_scope(f"h{layer}"):
-                    x = self._block(ctx, x, layer, attend)
+                x = self.blocks(ctx, x, layer, attend)
             return layers.layer_norm(ctx, x, self.embd, "norm_f")
 
-    def _block(self, ctx, x, layer, attend):
-        def block(x):
-            y = layers.layer_norm(ctx, x, self.embd, "norm_1")
-            x += self._residual(ctx, self._attention(ctx, y, layer, attend), layer, "attn")
-            y = layers.layer_norm(ctx, x, self.embd, "norm_2")
-            return x + self._residual(ctx, self._mlp(ctx, y), layer, "mlp")
+    def _deviations(self):
+        """`initializer_range`, or with `scale_by_in` 1/√fan_in of it, as in GPT-Neo.
 
-        if self.config.recompute_grad and ctx.train:
-            return mtf.recompute_grad(block, [x])
-        return block(x)
-
-    def _attention(self, ctx, x, layer, attend):
-        with tf.variable_scope("attn"):
-            qkv = mtf.Dimension("qkv", 3)
-            packed = layers.dense(ctx, x, [self.embd], [qkv, self.heads, self.features], "qkv",
-                                  self._stddev(self.embd))
-            out = attend(ctx, packed, layer)
-            return layers.dense(ctx, out, [self.heads, self.features], [self.embd], "out",
-                                self._output_stddev(self.embd))
-
-    def _mlp(self, ctx, x):
-        with tf.variable_scope("mlp"):
-            h = layers.dense(ctx, x, [self.embd], [self.intermediate], "in",
-                             self._stddev(self.embd))
-            h = layers.activation(h, self.config.activation_function)
-            return layers.dense(ctx, h, [self.intermediate], [self.embd], "out",
-                                self._output_stddev(self.intermediate))
-
-    def _residual(self, ctx, x, layer, branch):
-        return layers.dropout(ctx, x, self.config.res_dropout, f"h{layer}/{branch}/residual")
-
-    def _stddev(self, fan_in):
-        """`initializer_range`, or with `scale_by_in` 1/√fan_in of it, as in GPT-Neo."""
-        scale = fan_in.size ** -0.5 if self.config.scale_by_in else 1.0
-        return self.config.initializer_range * scale
-
-    def _output_stddev(self, fan_in):
-        """With `scale_by_depth`, what adds to the residual stream starts 1/√n_layer smaller."""
-        scale = self.config.n_layer ** -0.5 if self.config.scale_by_depth else 1.0
-        return self._stddev(fan_in) * scale
+        With `scale_by_depth`, what adds to the residual stream starts 1/√n_layer smaller.
+        """
+        config = self.config
+        depth = config.n_layer ** -0.5 if config.scale_by_depth else 1.0
+        wide, wider = (config.initializer_range * (n ** -0.5 if config.scale_by_in else 1.0)
+                       for n in (config.n_embd, 4 * config.n_embd))
+        return blocks.Blocks.Deviations(qkv=wide, attention_out=wide * depth, mlp_in=wide,
+                                        mlp_out=wider * depth)

@@ -69,12 +69,16 @@ def dense(ctx, x, in_dims, out_dims, name, stddev):
     return ops.dense(x, kernel, bias, in_dims, name=name)
 
 
-def layer_norm(ctx, x, dim, name):
-    """Layer normalisation over `dim`. x: [..., dim] -> the same shape."""
+def layer_norm(ctx, x, dim, name, epsilon=None):
+    """Layer normalisation over `dim`. x: [..., dim] -> the same shape.
+
+    `epsilon` is added to the variance; by default it is the config's.
+    """
+    epsilon = ctx.config.layer_norm_epsilon if epsilon is None else epsilon
     with tf.variable_scope(name):
         gain = ctx.variable("gain", [dim], constant(1.0))
         bias = ctx.variable("bias", [dim], constant(0.0))
-    return ops.layer_norm(x, gain, bias, dim, ctx.config.layer_norm_epsilon, name=name)
+    return ops.layer_norm(x, gain, bias, dim, epsilon, name=name)
 
 
 def dropout(ctx, x, rate, site):

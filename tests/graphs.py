@@ -7,13 +7,6 @@ import numpy as np
 from configs.schema import RunConfig
 from mesh.compat import mtf, tf
 
-# (mesh_shape, layout): data, model and both kinds of splits of the GPT.
-GPT_MESHES = [
-    ("x:2", "batch:x"),
-    ("x:2,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y"),
-    ("x:2,y:2", "batch:x,embd:y"),
-]
-
 
 @dataclasses.dataclass
 class Result:

@@ -54,8 +54,8 @@ def test_activation_equals_torch(name):
     result = graphs.run(build, "x:2", "embd:x")
     expected = torch.tensor(x, requires_grad=True)
     ACTIVATIONS[name](expected).sum().backward()
-    np.testing.assert_allclose(result["y"], ACTIVATIONS[name](expected).detach(), atol=2e-6)
-    np.testing.assert_allclose(result["d_x"], expected.grad, atol=2e-6)
+    np.testing.assert_allclose(result["y"], ACTIVATIONS[name](expected).detach(), atol=5e-6)
+    np.testing.assert_allclose(result["d_x"], expected.grad, atol=5e-6)
     assert result.slice_shapes["y"] == [4, 4]
 
 

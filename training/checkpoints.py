@@ -1,8 +1,7 @@
 """What a run keeps beside its weights, and whether a checkpoint fits a config.
 
-A run's directory, XX
-masters alone), `config.json` (the resolved config) and `run.json`: the architecture, the encoder and
-the positions in the data.
+A run's directory holds Estimator checkpoints (`model.ckpt-<step>`: masters alone), `config.json`
+(the resolved config) and `run.json`: the architecture, the encoder and the positions in the data.
 """
 
 import dataclasses
@@ -58,8 +57,8 @@ class RunRecord:
         window = self.start_window(step) if same_data else 0
         self.legs.append({"step": step, "window": window, "batch_size": batch_size, "data": data})
         if same_data:
-            return (f"train_batch_size was {last['batch_size']} and is {batch_size}: the data go on "
-                    f"at window {window}, none skipped or repeated")
+            return (f"train_batch_size was {last['batch_size']} and is {batch_size}: the data go "
+                    f"on at window {window}, none skipped or repeated")
         return "the datasets, n_ctx or the seed changed: the data start again from their beginning"
 
 
@@ -84,6 +83,11 @@ def require_latest(config):
         raise UserError(f"{config.model_path}: no checkpoint there; train first, or give another "
                         "--model_path")
     return checkpoint
+
+
+def is_run(model_path):
+    """Whether a directory holds a run, perhaps one that has no checkpoint yet."""
+    return bool(latest(model_path)) or tf.io.gfile.exists(os.path.join(model_path, _FILE))
 
 
 def read_record(model_path):
@@ -155,8 +159,8 @@ def encoder_of(config):
     if spec is None and config.datasets:
         spec = next(iter(config.dataset_configs.values())).encoder
     if spec is None:
-        raise UserError(f"{config.model_path}: the encoder is not known; give the dataset's JSON an "
-                        "\"encoder\" key")
+        raise UserError(f"{config.model_path}: the encoder is not known; give the dataset's JSON "
+                        "an \"encoder\" key")
     encoder = encoders.load(spec)
     if facts.get("hash") and encoder.hash != facts["hash"]:
         raise UserError(f"encoder {spec}: its hash is {encoder.hash}, but the weights in "

@@ -8,29 +8,36 @@ from mesh.compat import tf
 
 
 class LogScalars(tf.train.SessionRunHook):
-    """Fetches scalars every `iterations` steps and gives them to a meter.
+    """Fetches scalars at some steps and gives them to a meter.
+
+    These are the first step of all, every `iterations`-th one, counted from step 0 and not from the
+    start, and the last one before a checkpoint.
 
     Args:
       scalars: a dict of scalar tensors.
-      iterations: steps between fetches. They are counted from step 0, not from the start.
+      config: the run's config.
       meter: a training.metrics.Meter.
     """
 
-    def __init__(self, scalars, iterations, meter):
-        self._scalars, self._iterations, self._meter = scalars, iterations, meter
+    def __init__(self, scalars, config, meter):
+        self._scalars, self._config, self._meter = scalars, config, meter
         self._global_step = tf.train.get_global_step()
-        self._next = None
+        self._next = self._first = None
 
     def after_create_session(self, session, coord):
-        self._next = session.run(self._global_step) + 1
-        self._meter.start_clock(self._next - 1)
+        self._next = self._first = session.run(self._global_step) + 1
 
     def before_run(self, run_context):
-        if self._next == 1 or self._next % self._iterations == 0:
+        config, step = self._config, self._next
+        if (step in (1, config.train_steps) or step % config.iterations == 0
+                or step % config.steps_per_checkpoint == 0):
             return tf.train.SessionRunArgs(self._scalars)
         return None
 
     def after_run(self, run_context, run_values):
+        if self._next == self._first:
+            # What comes before includes the graph's compilation.
+            self._meter.start_clock(self._next)
         if run_values.results is not None:
             self._meter.log(self._next, {k: float(v) for k, v in run_values.results.items()})
         self._next += 1

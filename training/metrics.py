@@ -22,7 +22,14 @@ class Writer:
 
     def __init__(self, directory):
         with tf.Graph().as_default():  # TensorFlow 1's writer refuses to be made eagerly
-            self._writer = tf.summary.FileWriter(directory)
+            # Two files of the same second would overwrite each other.
+            self._writer = tf.summary.FileWriter(directory,
+                                                 filename_suffix=f".{time.time_ns()}")
+
+    def start(self, step):
+        """Tells TensorBoard to forget what an earlier process wrote of steps after `step`."""
+        log = tf.SessionLog(status=tf.SessionLog.START)
+        self._writer.add_session_log(log, step + 1)
 
     def scalars(self, values, step):
         """Writes a dict of numbers at a step."""
@@ -95,19 +102,14 @@ class Meter:
         return self._tokens(self._measured_steps) / self._measured_seconds
 
     def start_clock(self, step):
-        """Training begins, or goes on after an evaluation, at `step`."""
-        self._step, self._time = step, None
-        self._bar.n = step
-        self._bar.refresh()
+        """From the end of `step` on, time counts as training's."""
+        self._step, self._time = step, time.monotonic()
 
     def log(self, step, values):
         """Takes the scalars of the step that has just ended."""
-        now = time.monotonic()
-        if self._time is None:
-            # The first steps of a session include its compilation.
-            rate = None
-        else:
-            steps, seconds = step - self._step, now - self._time
+        now, rate = time.monotonic(), None
+        steps, seconds = step - self._step, now - self._time
+        if steps:
             self._measured_steps += steps
             self._measured_seconds += seconds
             rate = self._tokens(steps) / seconds

@@ -71,7 +71,7 @@ def _train_spec(config, model, mesh, inputs, valid, meter):
     return tf.estimator.tpu.TPUEstimatorSpec(
         tf.estimator.ModeKeys.TRAIN, loss=scalars["loss"], train_op=train_op,
         training_hooks=[mtf.MtfRestoreHook(lowering),
-                        hooks.LogScalars(scalars, config.iterations, meter),
+                        hooks.LogScalars(scalars, config, meter),
                         hooks.SaveAtEnd(lowering, config.model_path, config.keep)])
 
 

@@ -52,8 +52,16 @@ class Predictor:
         self._rows = -(-config.predict_batch_size // config.batch_split) * config.batch_split
         with tf.Graph().as_default() as graph:
             masters = self._build()
+            self._check_shapes(masters)
+            self._saver = tf.train.Saver(masters)
             self._session = tf.Session(graph=graph, config=devices.session_config(config))
-            self._restore(masters)
+            graph.finalize()
+        self._restore()
+
+    def reload(self):
+        """Takes the weights of the run's newest checkpoint."""
+        self.checkpoint = checkpoints.require_latest(self.config)
+        self._restore()
 
     def close(self):
         """Frees the weights."""
@@ -168,8 +176,13 @@ class Predictor:
         self._clear_op = tf.group(*(part.clear() for pair in kept for part in pair))
         return [variable.get_master() for variable in mesh.graph.all_variables]
 
-    def _restore(self, masters):
+    def _restore(self):
         """Reads the weights, and not the optimizer's state."""
+        with self._session.graph.as_default():
+            self._saver.restore(self._session, self.checkpoint)
+        self._session.run([self._start_op, self._clear_op])
+
+    def _check_shapes(self, masters):
         shapes = tf.train.load_checkpoint(self.checkpoint).get_variable_to_shape_map()
         remedy = f"use the config that it was trained with, {self.config.model_path}/config.json"
         for master in masters:
@@ -179,8 +192,6 @@ class Predictor:
             if shapes[name] != shape:
                 raise UserError(f"{self.checkpoint}: {name} has shape {shapes[name]}, and the "
                                 f"config makes it {shape}; {remedy}")
-        tf.train.Saver(masters).restore(self._session, self.checkpoint)
-        self._session.run([self._start_op, self._clear_op])
 
 
 def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0, top_k=0,

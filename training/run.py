@@ -12,6 +12,7 @@ from configs.errors import UserError
 from mesh import devices
 from mesh.compat import tf
 from training import checkpoints, hooks, metrics, model_fn
+from training.samples import Samples
 
 
 def train(config, new=False, yes=False):
@@ -38,8 +39,10 @@ def train(config, new=False, yes=False):
         _delete_run(config.model_path, yes)
     step, record = _begin(config, facts)
     writer = metrics.Writer(config.model_path)
+    writer.start(step)
     writer.text("config", metrics.fenced(config.describe()), step)
     meter = metrics.Meter(config, facts, writer)
+    samples = Samples(config, writer)
     estimator = _estimator(config, facts, meter)
     scores = None
     while step < config.train_steps:
@@ -50,7 +53,9 @@ def train(config, new=False, yes=False):
         step = checkpoints.step_of(checkpoints.latest(config.model_path))
         if evaluating:
             scores = _evaluate(config, estimator)
-            _report(config, step, meter, scores)
+            _report(config, step, meter, scores, time.monotonic() - started)
+            samples.write(step)
+    samples.close()
     meter.close()
     writer.close()
     if scores is None and evaluating:
@@ -109,7 +114,7 @@ def _begin(config, facts):
 
 def _delete_run(model_path, yes):
     """Deletes an earlier run, if there is one and the user agrees."""
-    if not tf.io.gfile.exists(model_path) or not tf.io.gfile.listdir(model_path):
+    if not checkpoints.is_run(model_path):
         return
     if not yes:
         checkpoint = checkpoints.latest(model_path)
@@ -154,7 +159,7 @@ def _run_estimator(config, function, *args, **kwargs):
 
 
 def _evaluate(config, estimator):
-    """Scores of the last checkpoint on the whole validation split, or `eval_steps` batches of it."""
+    """Scores of the last checkpoint on the validation split, or `eval_steps` batches of it."""
     facts = inputs.dataset_facts(config, "validation")
     batches = inputs.eval_windows(config).batches
     result = _run_estimator(config, estimator.evaluate, inputs.eval_input_fn(config),
@@ -163,11 +168,11 @@ def _evaluate(config, estimator):
     return {"eval_loss": loss, **metrics.language_scores(loss, facts)}
 
 
-def _report(config, step, meter, scores):
+def _report(config, step, meter, scores, seconds):
     """Writes an evaluation to metrics.jsonl, TensorBoard (as run `eval`) and the terminal."""
     metrics.append_line(config.model_path, dict(
         step=step, train_loss=meter.loss, **scores, tokens_per_sec=meter.tokens_per_second,
-        model_path=config.model_path))
+        seconds=seconds, model_path=config.model_path))
     writer = metrics.Writer(os.path.join(config.model_path, "eval"))
     shown = {"loss": scores["eval_loss"], "loss/lm": scores["eval_loss"], **scores}
     shown.pop("eval_loss")

@@ -1,0 +1,191 @@
+"""models/attention.py against softmax attention written out, in full and incremental form."""
+
+import graphs
+import numpy as np
+import pytest
+import tensorflow
+
+from mesh import random
+from mesh.compat import tf
+from models import attention, layers
+
+HEADS, FEATURES, QKV = (graphs.dim(*d) for d in [
+    ("heads", 2), ("features_per_head", 8), ("qkv", 3)])
+RATE, KEY, SITE = 0.3, 42, "h0/attn/probabilities"
+
+
+def packed(length, batch=2, seed=0):
+    """Queries, keys and values [batch, sequence, qkv, heads, features], and their dims."""
+    x = np.random.RandomState(seed).randn(batch, length, 3, 2, 8).astype(np.float32)
+    return x, [graphs.dim("batch", batch), graphs.dim("sequence", length), QKV, HEADS, FEATURES]
+
+
+def rotate(x, rotary_dims):
+    """x [b, h, s, d] rotated as complex numbers, feature i being paired with i + rotary_dims / 2."""
+    half = rotary_dims // 2
+    angles = (np.arange(x.shape[2])[:, None]
+              * 10000.0 ** (-np.arange(half) / half)).astype(np.float32)
+    turned = tensorflow.complex(x[..., :half], x[..., half:rotary_dims]) * np.exp(1j * angles)
+    return tensorflow.concat([tensorflow.math.real(turned), tensorflow.math.imag(turned),
+                              x[..., rotary_dims:]], -1)
+
+
+def naive(x, rotary_dims=0, keep=None):
+    """softmax(q·kᵀ/√d, masked)·v, [b, s, h, d]."""
+    q, k, v = tensorflow.unstack(tensorflow.transpose(x, [2, 0, 3, 1, 4]))
+    if rotary_dims:
+        q, k = rotate(q, rotary_dims), rotate(k, rotary_dims)
+    scores = tensorflow.einsum("bhid,bhjd->bhij", q, k) / np.float32(np.sqrt(8))
+    visible = np.tril(np.ones([x.shape[1]] * 2, bool))
+    p = tensorflow.nn.softmax(tensorflow.where(visible, scores, -np.inf))
+    if keep is not None:
+        p *= keep / np.float32(1 - RATE)
+    return tensorflow.einsum("bhij,bhjd->bihd", p, v)
+
+
+def kept(batch, length):
+    """The dropout mask of the whole [b, h, s, s] tensor, as float32."""
+    shape = [batch, 2, length, length]
+    key = random.mix(tensorflow.constant(KEY), layers.site_number(SITE))
+    mask = random.keep_mask(random.global_index(shape, [0] * 4, shape), key, RATE)
+    return tensorflow.cast(mask, tf.float32)
+
+
+def attend(x, dims, rotary_dims=0, dropout=False, mesh_shape="", layout="", dtype=None):
+    """causal() and its gradient for random cotangents, which are returned too."""
+    dy = np.random.RandomState(9).randn(*x.shape[:2], *x.shape[3:]).astype(np.float32)
+
+    def build(mesh):
+        key = graphs.give(mesh, np.int32(KEY)) if dropout else None
+        ctx = layers.Context(mesh, graphs.config(), key)
+        qkv = graphs.give(mesh, x, *dims, dtype=dtype)
+        y = attention.causal(ctx, qkv, rotary_dims, RATE, SITE)
+        assert y.dtype == qkv.dtype and y.shape.dims == [*dims[:2], *dims[3:]]
+        result = graphs.with_gradients(
+            {"y": y}, {"x": qkv}, {"y": graphs.give(mesh, dy, *y.shape.dims, dtype=y.dtype)})
+        for op in mesh.graph.operations:
+            for tensor in op.outputs:
+                lengths = [d for d in tensor.shape.dims if d.size == x.shape[1] > 8]
+                assert len(lengths) < 2, f"{tensor} is kept for the backward pass"
+        return result
+
+    return graphs.run(build, mesh_shape, layout), dy
+
+
+def check(x, dims, rotary_dims=0, dropout=False, tolerance=2e-5, **options):
+    result, dy = attend(x, dims, rotary_dims, dropout, **options)
+    if options.get("dtype"):
+        x = np.asarray(tensorflow.cast(tensorflow.cast(x, options["dtype"]), tf.float32))
+    with tensorflow.GradientTape() as tape:
+        x = tensorflow.constant(x)
+        tape.watch(x)
+        y = naive(x, rotary_dims, kept(x.shape[0], x.shape[1]) if dropout else None)
+        total = tensorflow.reduce_sum(y * dy)
+    for name, expected in [("y", y), ("d_x", tape.gradient(total, x))]:
+        expected = expected.numpy()
+        np.testing.assert_allclose(result[name].astype(np.float32), expected,
+                                   atol=tolerance * max(1, abs(expected).max()), err_msg=name)
+    return result
+
+
+# 300 queries are two blocks of 150, 389 are 129 and two of 130.
+@pytest.mark.parametrize("length", [1, 7, 64, 300, 389])
+@pytest.mark.parametrize(("rotary_dims", "dropout"), [(0, False), (8, False), (4, True)])
+def test_causal_equals_the_formula(length, rotary_dims, dropout):
+    check(*packed(length), rotary_dims, dropout)
+
+
+def test_query_blocks():
+    for length in (1, 127, 128, 255, 256, 300, 389, 1024, 2047, 5000):
+        blocks = attention._query_blocks(length)
+        covered = [i for first, end in blocks for i in range(first, end)]
+        assert covered == list(range(length))
+        assert len(blocks) == 1 or min(end - first for first, end in blocks) >= 128
+    assert len(attention._query_blocks(300)) == 2
+    assert len({end - first for first, end in attention._query_blocks(389)}) == 2
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), [
+    ("x:2", "batch:x"), ("x:2", "heads:x"), ("x:2,y:2", "batch:x,heads:y"), ("x:4", "batch:x")])
+@pytest.mark.parametrize("rotary_dims", [0, 4])
+def test_meshes_give_the_same_with_dropout(mesh_shape, layout, rotary_dims):
+    x, dims = packed(7, batch=4)
+    result = check(x, dims, rotary_dims, True, mesh_shape=mesh_shape, layout=layout)
+    for name, shape in [("y", [*dims[:2], *dims[3:]]), ("d_x", dims)]:
+        assert result.slice_shapes[name] == graphs.slice_shape(shape, mesh_shape, layout)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_bfloat16(dropout):
+    check(*packed(300), 8, dropout, dtype=tf.bfloat16, tolerance=3e-2)
+
+
+def test_large_scores_are_finite():
+    x, dims = packed(7)
+    check(8 * x, dims, tolerance=2e-4)  # the exponential of the scores would overflow
+
+
+def test_the_future_does_not_matter():
+    x, dims = packed(300)
+    changed = x.copy()
+    changed[:, 170:] = 7.0
+    a, b = (attend(v, dims, 8)[0]["y"] for v in (x, changed))
+    np.testing.assert_array_equal(a[:, :170], b[:, :170])
+    assert not np.allclose(a[:, 170:], b[:, 170:])
+
+
+def test_no_dropout_outside_of_training():
+    x, dims = packed(7)
+    np.testing.assert_allclose(attend(x, dims)[0]["y"], naive(x), atol=1e-5)
+    assert not np.allclose(attend(x, dims, dropout=True)[0]["y"], naive(x), atol=1e-3)
+
+
+MEMORY = 16
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), [
+    ("", ""), ("x:2", "batch:x"), ("x:2,y:2", "batch:x,heads:y")])
+@pytest.mark.parametrize("rotary_dims", [0, 8, 4])
+@pytest.mark.parametrize("dtype", [None, tf.bfloat16])
+def test_incremental_equals_full(mesh_shape, layout, rotary_dims, dtype):
+    x, dims = packed(12, batch=4)
+    batch, held = dims[0], np.array([5, 3, 1, 4], np.int32)
+    steps = [1, 1, 2, 1]  # new tokens of each call after the prompts
+
+    def pieces():
+        """(where each row's new tokens begin, their qkv), as numpy."""
+        # Prompts of different lengths: a row's surplus is overwritten by what follows.
+        yield np.zeros(4, np.int32), x[:, :5]
+        at = held
+        for n in steps:
+            yield at, np.stack([x[row, a:a + n] for row, a in enumerate(at)])
+            at = at + np.int32(n)
+
+    def build(mesh):
+        shape = [batch, HEADS, graphs.dim("memory_length", MEMORY), FEATURES]
+        # Whatever lies in the cache beyond the tokens has no effect.
+        cache = tuple(graphs.give(mesh, np.full([4, 2, MEMORY, 8], value), *shape, dtype=dtype)
+                      for value in (3.0, -50.0))
+        outputs = {}
+        for i, (at, new) in enumerate(pieces()):
+            qkv = graphs.give(mesh, new, batch, graphs.dim("sequence", new.shape[1]), *dims[2:],
+                              dtype=dtype)
+            outputs[f"y{i}"], cache = attention.causal_incremental(
+                qkv, cache, graphs.give(mesh, at, batch), rotary_dims)
+        return {**outputs, "keys": cache[0], "values": cache[1]}
+
+    result = graphs.run(build, mesh_shape, layout)
+    full = attend(x, dims, rotary_dims, dtype=dtype)[0]["y"].astype(np.float32)
+    tolerance = 1e-5 if dtype is None else 3e-2
+    for i, (at, new) in enumerate(pieces()):
+        for row in range(4):
+            n = held[row] if i == 0 else new.shape[1]
+            np.testing.assert_allclose(
+                result[f"y{i}"][row, :n].astype(np.float32), full[row, at[row]:at[row] + n],
+                atol=tolerance, err_msg=f"call {i}, row {row}")
+    for row, end in enumerate(held + sum(steps)):
+        written = result["values"][row, :, :end].astype(np.float32)
+        np.testing.assert_allclose(written, x[row, :end, 2].transpose(1, 0, 2),
+                                   atol=1e-6 if dtype is None else 3e-2)
+    assert result.slice_shapes["keys"] == graphs.slice_shape(
+        [batch, HEADS, graphs.dim("memory_length", MEMORY), FEATURES], mesh_shape, layout)

@@ -1,0 +1,275 @@
+"""models/gpt.py against transformers' GPT-2 and GPT-NeoX, and on meshes."""
+
+import graphs
+import numpy as np
+import pytest
+
+from mesh import ops
+from mesh.compat import mtf, tf
+from models import gpt, layers
+
+torch = pytest.importorskip("torch", reason="compares with transformers")
+transformers = pytest.importorskip("transformers", reason="compares with transformers")
+
+TOKENS = np.random.RandomState(0).randint(0, 61, [8, 17]).astype(np.int32)
+BATCH, SEQUENCE = graphs.dim("batch", 8), graphs.dim("sequence", 16)
+
+
+def run(config, weights=None, gradients=False):
+    """Logits and mean loss for TOKENS, and gradients of every variable ("d_<variable>")."""
+    def build(mesh):
+        model, ctx = gpt.GPT(config, 61), layers.Context(mesh, config)
+        tokens, targets = (graphs.give(mesh, x, BATCH, SEQUENCE)
+                           for x in (TOKENS[:, :-1], TOKENS[:, 1:]))
+        hidden = model.hidden(ctx, tokens)
+        logits = model.logits(ctx, hidden)
+        losses, _ = ops.softmax_cross_entropy(logits, targets, model.vocab, model.n_valid)
+        outputs = {"hidden": hidden, "logits": logits, "loss": mtf.reduce_mean(losses)}
+        if not gradients:
+            return outputs
+        variables = {v.name: v.value for v in mesh.graph.trainable_variables}
+        return graphs.with_gradients(outputs, variables, {"loss": mtf.ones(mesh, [], tf.float32)})
+
+    return graphs.run(build, config.mesh_shape, config.layout, weights)
+
+
+def shake(module):
+    """Random weights of a size that makes every one of them matter, biases and gains too."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            is_gain = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(torch.randn_like(parameter) * 0.15 + float(is_gain))
+    return module.eval()
+
+
+def reference(module):
+    """(logits, loss, {name: (weight, gradient)}) of a transformers model for TOKENS."""
+    tokens, targets = (torch.tensor(x.astype(np.int64)) for x in (TOKENS[:, :-1], TOKENS[:, 1:]))
+    logits = module(tokens).logits
+    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]),
+                                             targets.reshape(-1))
+    loss.backward()
+    both = {name: (p.detach().numpy(), p.grad.numpy()) for name, p in module.named_parameters()}
+    return logits.detach().numpy(), loss.item(), both
+
+
+def padded(table, rows=64):
+    return np.pad(table, [(0, rows - len(table)), (0, 0)])
+
+
+def gpt2_names(name):
+    """(our name, how to bring the array into our shape) of a parameter of GPT2LMHeadModel."""
+    parts = name.split(".")[1:]
+    if parts[0] in ("wte", "wpe"):
+        return f"gpt/{parts[0]}", padded if parts[0] == "wte" else np.asarray
+    suffix = {"weight": "gain", "bias": "bias"}[parts[-1]]
+    if parts[0] == "ln_f":
+        return f"gpt/norm_f/{suffix}", np.asarray
+    where = f"gpt/h{parts[1]}"
+    if parts[2].startswith("ln_"):
+        return f"{where}/norm_{parts[2][-1]}/{suffix}", np.asarray
+    layer, shape = {
+        ("attn", "c_attn"): ("attn/qkv", [-1, 3, 4, 8]), ("attn", "c_proj"): ("attn/out", [4, 8, 32]),
+        ("mlp", "c_fc"): ("mlp/in", [32, 128]), ("mlp", "c_proj"): ("mlp/out", [128, 32]),
+    }[parts[2], parts[3]]
+    if suffix == "bias":
+        return f"{where}/{layer}/bias", lambda x: x.reshape([3, 4, 8] if layer == "attn/qkv" else -1)
+    return f"{where}/{layer}/kernel", lambda x: x.reshape(shape)
+
+
+def neox_names(name):
+    """(our name, how to bring the array into our shape) of a parameter of GPTNeoXForCausalLM."""
+    parts = name.split(".")
+    if name in ("gpt_neox.embed_in.weight", "embed_out.weight", "lm_head.weight"):
+        if parts[0] == "gpt_neox":
+            return "gpt/wte", padded
+        return "gpt/head/kernel", lambda x: padded(x).T
+    suffix = {"weight": "gain", "bias": "bias"}[parts[-1]]
+    if parts[1] == "final_layer_norm":
+        return f"gpt/norm_f/{suffix}", np.asarray
+    where = f"gpt/h{parts[2]}"
+    norms = {"input_layernorm": "norm_1", "post_attention_layernorm": "norm_2"}
+    if parts[3] in norms:
+        return f"{where}/{norms[parts[3]]}/{suffix}", np.asarray
+    layer = {"query_key_value": "attn/qkv", "dense": "attn/out", "dense_h_to_4h": "mlp/in",
+             "dense_4h_to_h": "mlp/out"}[parts[4]]
+    if layer == "attn/qkv":
+        # NeoX packs [heads, qkv, features]; and torch's kernels are [out, in].
+        if suffix == "bias":
+            return f"{where}/{layer}/bias", lambda x: x.reshape(4, 3, 8).transpose(1, 0, 2)
+        return (f"{where}/{layer}/kernel",
+                lambda x: x.reshape(4, 3, 8, 32).transpose(3, 1, 0, 2))
+    if suffix == "bias":
+        return f"{where}/{layer}/bias", np.asarray
+    shape = [4, 8, 32] if layer == "attn/out" else [32, 128] if layer == "mlp/in" else [128, 32]
+    return f"{where}/{layer}/kernel", lambda x: x.T.reshape(shape)
+
+
+def compare(module, names, config, untouched=()):
+    logits, loss, parameters = reference(module)
+    weights, grads = {}, {}
+    for name, (weight, gradient) in parameters.items():
+        ours, convert = names(name)
+        weights[ours], grads[ours] = convert(weight), convert(gradient)
+    result = run(config, weights, gradients=True)
+    assert set(result.weights) == set(weights) | set(untouched)
+    np.testing.assert_allclose(result["logits"][..., :61], logits, atol=1e-4)
+    assert abs(logits).max() > 1, "the comparison would prove little"
+    np.testing.assert_allclose(result["loss"], loss, atol=1e-5)
+    for name, gradient in grads.items():
+        np.testing.assert_allclose(result[f"d_{name}"], gradient, atol=1e-5, err_msg=name)
+        assert abs(gradient).max() > 1e-4, name
+    return result
+
+
+MESHES = [("", ""), ("x:2,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y")]
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES)
+def test_gpt2_equals_transformers(mesh_shape, layout):
+    module = shake(transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=61, n_positions=16, n_embd=32, n_layer=2, n_head=4,
+        activation_function="gelu_new", layer_norm_epsilon=1e-5, bos_token_id=0, eos_token_id=0)))
+    compare(module, gpt2_names, graphs.config(mesh_shape=mesh_shape, layout=layout))
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout", "rotary_dims"),
+                         [(*MESHES[0], 8), (*MESHES[0], 4), (*MESHES[1], 4)])
+def test_rotary_gpt_equals_transformers_gpt_neox(mesh_shape, layout, rotary_dims):
+    neox = transformers.GPTNeoXConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=128, hidden_act="gelu", max_position_embeddings=16,
+        use_parallel_residual=False, tie_word_embeddings=False, layer_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0,
+                         "partial_rotary_factor": rotary_dims / 8})
+    config = graphs.config(
+        position="rotary", rotary_dims=rotary_dims, activation_function="gelu_exact",
+        no_weight_tie=True, mesh_shape=mesh_shape, layout=layout)
+    result = compare(shake(transformers.GPTNeoXForCausalLM(neox)), neox_names, config,
+                     untouched=["gpt/head/bias"])
+    np.testing.assert_array_equal(result.weights["gpt/head/bias"], np.zeros(64))
+
+
+def test_a_whole_head_rotates_where_rotary_dims_is_0():
+    first, second = (run(graphs.config(position="rotary", rotary_dims=dims))["logits"]
+                     for dims in (0, 8))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), [
+    MESHES[1], ("x:2", "batch:x"), ("x:2", "embd:x"), ("x:2", "embed_sequence:x")])
+def test_weights_are_split_as_the_rules_say(mesh_shape, layout):
+    result = run(graphs.config(mesh_shape=mesh_shape, layout=layout, no_weight_tie=True),
+                 gradients=True)
+    sizes = dict(batch=8, sequence=16, embd=32, vocab=64, heads=4, features_per_head=8, qkv=3,
+                 intermediate_expanded=128, embed_sequence=16)
+    shapes = {
+        "gpt/wte": "vocab embd", "gpt/wpe": "embed_sequence embd", "gpt/head/kernel": "embd vocab",
+        "gpt/head/bias": "vocab", "gpt/norm_f/gain": "embd",
+        "gpt/h0/attn/qkv/kernel": "embd qkv heads features_per_head",
+        "gpt/h0/attn/qkv/bias": "qkv heads features_per_head",
+        "gpt/h0/attn/out/kernel": "heads features_per_head embd",
+        "gpt/h1/mlp/in/kernel": "embd intermediate_expanded",
+        "gpt/h1/mlp/out/kernel": "intermediate_expanded embd",
+        "gpt/h1/mlp/out/bias": "embd"}
+    for name, names in shapes.items():
+        dims = [graphs.dim(n, sizes[n]) for n in names.split()]
+        assert result.weights[name].shape == tuple(d.size for d in dims), name
+        expected = graphs.slice_shape(dims, mesh_shape, layout)
+        assert result.weight_slices[name] == expected, name
+        assert result.slice_shapes[f"d_{name}"] == expected, name
+    for name, names in [("hidden", "batch sequence embd"), ("logits", "batch sequence vocab")]:
+        dims = [graphs.dim(n, sizes[n]) for n in names.split()]
+        assert result.slice_shapes[name] == graphs.slice_shape(dims, mesh_shape, layout), name
+
+
+def test_no_one_hot_anywhere():
+    result = run(graphs.config(mesh_shape="x:2", layout="vocab:x"), gradients=True)
+    for op in result.operations:
+        assert op.type != "OneHot", op.name
+        for y in op.outputs:
+            # [.., vocab] or [vocab, tokens] of integers or booleans is a one-hot in disguise.
+            if y.dtype.is_integer or y.dtype.is_bool:
+                assert y.shape.rank is None or y.shape.rank < 2 or not {32, 64} & set(
+                    y.shape.as_list()), y
+
+
+def test_bfloat16_is_near_and_its_masters_are_float32():
+    exact, rounded = (run(graphs.config(precision=precision), gradients=True)
+                      for precision in ("float32", "bfloat16"))
+    assert rounded["logits"].dtype == tf.bfloat16.as_numpy_dtype
+    assert all(w.dtype == np.float32 for w in rounded.weights.values())
+    np.testing.assert_allclose(rounded["loss"], exact["loss"], atol=2e-2)
+    for name in ("d_gpt/wte", "d_gpt/h0/attn/qkv/kernel", "d_gpt/h1/mlp/out/kernel"):
+        a, b = (r[name].astype(np.float32).ravel() for r in (exact, rounded))
+        assert np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.99, name
+
+
+def deviations(**changes):
+    """{variable: standard deviation at the start} of a wider GPT."""
+    config = graphs.config(n_embd=64, n_head=4, n_layer=4, n_ctx=16, n_vocab=2048,
+                           no_weight_tie=True, **changes)
+    return {name: w.std() for name, w in run(config).weights.items()}
+
+
+@pytest.mark.parametrize(("changes", "inputs", "hidden", "outputs", "mlp_out"), [
+    ({}, .02, .02, .02, .02),
+    (dict(initializer_range=.05), .05, .05, .05, .05),
+    (dict(scale_by_depth=True), .02, .02, .01, .01),
+    (dict(scale_by_in=True, initializer_range=.8), .8, .1, .1, .05),
+    (dict(scale_by_in=True, scale_by_depth=True, initializer_range=.8), .8, .1, .05, .025)])
+def test_initial_standard_deviations(changes, inputs, hidden, outputs, mlp_out):
+    found = deviations(**changes)
+    expected = {"gpt/wte": inputs, "gpt/head/kernel": inputs, "gpt/wpe": inputs / 2}
+    for layer in range(4):
+        expected.update({
+            f"gpt/h{layer}/attn/qkv/kernel": hidden, f"gpt/h{layer}/attn/out/kernel": outputs,
+            f"gpt/h{layer}/mlp/in/kernel": hidden, f"gpt/h{layer}/mlp/out/kernel": mlp_out})
+    for name, deviation in found.items():
+        if name in expected:
+            # 1,024 samples or more: known to 1/45.
+            assert deviation == pytest.approx(expected[name], rel=5 / 45), name
+        else:
+            assert deviation == 0.0 and name.endswith(("bias", "gain")), name
+    assert set(expected) <= set(found)
+
+
+def test_initial_weights_are_a_function_of_seed_and_name_alone():
+    base = run(graphs.config()).weights
+    deeper = run(graphs.config(n_layer=3, no_weight_tie=True)).weights
+    for name in base:
+        np.testing.assert_array_equal(base[name], deeper[name], err_msg=name)
+    split = run(graphs.config(mesh_shape="x:2", layout="embd:x")).weights
+    for name in base:
+        np.testing.assert_array_equal(base[name], split[name], err_msg=name)
+    other = run(graphs.config(seed=2)).weights
+    kernels = [n for n in base if n.endswith("kernel")]
+    assert not any(np.array_equal(base[n], other[n]) for n in kernels)
+    assert not np.array_equal(base["gpt/h0/mlp/in/kernel"], base["gpt/h1/mlp/in/kernel"])
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_incremental_hidden_states_equal_full_ones(position):
+    config = graphs.config(position=position, mesh_shape="x:2", layout="heads:x")
+    held = np.array([5, 3, 1, 4, 6, 2, 1, 6], np.int32)
+
+    def build(mesh):
+        model, ctx = gpt.GPT(config, 61), layers.Context(mesh, config)
+        outputs = {"full": model.hidden(ctx, graphs.give(mesh, TOKENS[:, :16], BATCH, SEQUENCE))}
+        caches = model.empty_caches(ctx, BATCH, 16)
+        at, new = np.zeros(8, np.int32), TOKENS[:, :6]
+        for step in range(4):
+            dims = [BATCH, graphs.dim("sequence", new.shape[1])]
+            outputs[f"y{step}"], caches = model.hidden_incremental(
+                ctx, graphs.give(mesh, new, *dims), graphs.give(mesh, at, BATCH), caches)
+            at = held + np.int32(step)
+            new = np.take_along_axis(TOKENS, at[:, None], 1)
+        return outputs
+
+    result = graphs.run(build, config.mesh_shape, config.layout)
+    for row, n in enumerate(held):
+        full = result["full"][row]
+        np.testing.assert_allclose(result["y0"][row, :n], full[:n], atol=2e-5)
+        for step in range(3):
+            np.testing.assert_allclose(result[f"y{step + 1}"][row, 0], full[n + step], atol=2e-5)

@@ -1,0 +1,273 @@
+"""The loops, by runs of main.py: what they print, write, keep and refuse."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import struct
+
+import pytest
+import runs
+
+from configs import schema
+
+KEYS = ["step", "train_loss", "eval_loss", "perplexity", "bits_per_byte", "bits_per_decoded_byte",
+        "tokens_per_sec", "seconds", "model_path"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 6 steps with checkpoints at 4 and 6, in a process: (config's path, its Result)."""
+    directory = tmp_path_factory.mktemp("finished")
+    path = runs.config(directory, runs.dataset(directory), train_steps=6, steps_per_checkpoint=4,
+                       iterations=3, eval_steps=None, res_dropout=0.1)
+    return path, runs.process(path)
+
+
+@pytest.fixture
+def trained(finished, tmp_path):
+    """A copy of that run to work on: (config's path, model_path)."""
+    values = schema.load(finished[0])
+    shutil.copytree(values.model_path, tmp_path / "run")
+    return runs.config(tmp_path, values.datasets[0].id, train_steps=6, steps_per_checkpoint=4,
+                       iterations=3, eval_steps=None, res_dropout=0.1), tmp_path / "run"
+
+
+def contents(directory):
+    """The bytes of the checkpoints and of what says which is the newest."""
+    return {path.name: path.read_bytes() for path in directory.iterdir()
+            if path.name.startswith(("model.ckpt", "checkpoint"))}
+
+
+# What a run leaves.
+
+def test_summary_is_the_last_line_of_stdout_and_the_only_one(finished):
+    path, result = finished
+    assert list(result.summary) == KEYS
+    assert result.stdout.count("\n") == 1
+    assert result.summary["step"] == 6
+    assert result.summary["model_path"] == schema.load(path).model_path
+    assert 0 < result.summary["seconds"] < 300 and result.summary["tokens_per_sec"] > 0
+
+
+def test_progress_goes_to_stderr_one_line_each(finished):
+    lines = [line for line in finished[1].stderr.splitlines() if line.startswith("step")]
+    assert [line.split("  ")[0] for line in lines if "validation" not in line] == [
+        f"step {step}/6" for step in (1, 3, 4, 6)]
+    assert [line.split(":")[0] for line in lines if "validation" in line] == ["step 4", "step 6"]
+    assert "tokens/s" in lines[1] and "left" in lines[1]
+    assert "\r" not in finished[1].stderr  # a progress bar is for terminals
+
+
+def test_metrics_hold_a_line_for_each_evaluation(finished):
+    path, result = finished
+    first, last = runs.metrics(schema.load(path).model_path)
+    assert list(first) == list(last) == KEYS
+    assert (first["step"], last["step"]) == (4, 6)
+    assert {**last, "seconds": 0} == {**result.summary, "seconds": 0}
+    assert first["seconds"] < last["seconds"] <= result.summary["seconds"]
+    assert first["eval_loss"] > last["eval_loss"]
+    assert last["perplexity"] == pytest.approx(math.exp(last["eval_loss"]))
+
+
+def test_tensorboard_shows_the_run(finished):
+    path, result = finished
+    config = schema.load(path)
+    shown = runs.scalars(config.model_path)
+    assert set(shown) == {"loss", "loss/lm", "learning_rate", "gradient_norm", "parameter_norm",
+                          "tokens_per_second", "epoch"}
+    for tag, curve in shown.items():
+        assert list(curve) == ([3, 4, 6] if tag == "tokens_per_second" else [1, 3, 4, 6]), tag
+    assert shown["loss"] == shown["loss/lm"]
+    assert shown["loss"][6] == result.summary["train_loss"]
+    assert shown["loss"][6] < shown["loss"][1]
+    assert shown["learning_rate"][1] == pytest.approx(config.lr)
+    evaluated = runs.scalars(os.path.join(config.model_path, "eval"))
+    assert evaluated["loss"] == {line["step"]: pytest.approx(line["eval_loss"])
+                                 for line in runs.metrics(config.model_path)}
+    assert set(evaluated) == {"loss", "loss/lm", "perplexity", "bits_per_byte",
+                              "bits_per_decoded_byte"}
+    text = runs.shown_text(config.model_path, "config")
+    assert ["n_embd", "16", "file"] in [line.split() for line in text.splitlines()]
+
+
+def test_config_is_kept_as_one_that_can_be_used(finished):
+    config = schema.load(finished[0])
+    kept = schema.load(os.path.join(config.model_path, "config.json"))
+    assert kept.model_dump() == config.model_dump()
+
+
+def test_directory_holds_checkpoints_and_no_temporary_files(finished):
+    model_path = schema.load(finished[0]).model_path
+    assert runs.steps(model_path) == [4, 6]
+    names = {name.partition(".")[0] for name in os.listdir(model_path)}
+    assert names == {"model", "checkpoint", "config", "run", "metrics", "events", "eval"}
+    assert not [name for name in os.listdir(model_path) if name.endswith(".tmp")]
+
+
+# After a run.
+
+def test_train_steps_already_reached(trained, capsys, finished):
+    path, model_path = trained
+    before = contents(model_path)
+    result = runs.here(capsys, path)
+    assert "nothing to train: step 6 of train_steps = 6" in result.stderr
+    assert result.summary["step"] == 6 and result.summary["train_loss"] is None
+    assert result.summary["eval_loss"] == pytest.approx(finished[1].summary["eval_loss"], abs=1e-6)
+    assert contents(model_path) == before
+
+
+def test_eval_prints_and_appends_the_same_scores(trained, capsys, finished):
+    path, model_path = trained
+    before = contents(model_path)
+    summary = runs.here(capsys, path, "--eval").summary
+    assert list(summary) == KEYS and summary["train_loss"] is None
+    for key in ("step", "eval_loss", "perplexity", "bits_per_byte"):
+        assert summary[key] == pytest.approx(finished[1].summary[key], rel=1e-6)
+    assert runs.metrics(model_path)[-1] == summary
+    assert contents(model_path) == before
+
+
+def test_eval_without_a_checkpoint(tmp_path, capsys):
+    path = runs.config(tmp_path, runs.dataset(tmp_path))
+    assert "no checkpoint there; train first" in runs.here(capsys, path, "--eval").error
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval",)])
+def test_another_architecture_is_refused_by_its_key(trained, capsys, flags):
+    path, model_path = trained
+    before = contents(model_path)
+    error = runs.here(capsys, path, "--set", "n_embd=32", *flags).error
+    assert "weights have n_embd = 16, the config 32" in error
+    assert contents(model_path) == before
+
+
+def test_another_encoder_is_refused_with_its_hash(tmp_path, capsys):
+    """Two alphabets of the same size, so that the shapes are alike."""
+    data = [runs.dataset(tmp_path, name, [letters * 20] * 16, "char")
+            for name, letters in (("abc", "abca"), ("abd", "abda"))]
+    first = runs.config(tmp_path, data[0], train_steps=1)
+    assert runs.here(capsys, first).summary["step"] == 1
+    error = runs.here(capsys, runs.config(tmp_path, data[1], train_steps=2)).error
+    assert "trained with encoder char:" in error and "abc" in error and "abd" in error
+    known = json.loads((tmp_path / "run" / "run.json").read_text())["encoder"]["hash"]
+    assert known in error
+
+
+# Starting afresh.
+
+def test_new_without_a_terminal_needs_yes(trained, capsys):
+    path, model_path = trained
+    before = contents(model_path)
+    error = runs.here(capsys, path, "--new").error
+    assert f"would delete {model_path} (step 6); give --yes" in error
+    assert contents(model_path) == before
+
+
+class Terminal:
+    """Stands for stdin on a terminal."""
+
+    def __init__(self, answer):
+        self._answer = answer
+
+    def isatty(self):
+        return True
+
+    def readline(self):
+        return self._answer
+
+
+@pytest.mark.parametrize("answer", ["\n", "n\n", "", "yesterday\n"])
+def test_new_asks_and_keeps_the_run_unless_told_yes(trained, capsys, monkeypatch, answer):
+    path, model_path = trained
+    before = contents(model_path)
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    result = runs.here(capsys, path, "--new")
+    assert f"Delete {model_path} (step 6)? [y/N]" in result.stderr
+    assert "is kept" in result.stderr and result.status == 2
+    assert contents(model_path) == before
+
+
+@pytest.mark.parametrize("flags, answer", [(["--new", "--yes"], None), (["--new"], "y\n")])
+def test_new_starts_from_nothing(trained, capsys, monkeypatch, flags, answer):
+    path, model_path = trained
+    (model_path / "events.old").write_text("")
+    if answer:
+        monkeypatch.setattr("sys.stdin", Terminal(answer))
+    result = runs.here(capsys, path, *flags, "--set", "n_embd=8", "--set", "train_steps=2")
+    assert result.summary["step"] == 2
+    assert runs.steps(model_path) == [2] and not (model_path / "events.old").exists()
+    assert runs.weights(model_path)["gpt/wpe"].shape == (8, 8)
+    assert [line["step"] for line in runs.metrics(model_path)] == [2]
+
+
+def test_new_deletes_no_directory_that_holds_no_run(tmp_path, capsys):
+    mine = tmp_path / "run" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    path = runs.config(tmp_path, runs.dataset(tmp_path), train_steps=1)
+    assert runs.here(capsys, path, "--new").summary["step"] == 1
+    assert mine.read_text() == "years of work"
+
+
+# Checkpoints.
+
+def test_keep_deletes_older_checkpoints_over_legs_and_processes(tmp_path, capsys):
+    path = runs.config(tmp_path, runs.dataset(tmp_path), train_steps=3, steps_per_checkpoint=1,
+                       keep=2)
+    assert runs.here(capsys, path).summary["step"] == 3
+    assert runs.steps(str(tmp_path / "run")) == [2, 3]
+    assert runs.here(capsys, path, "--set", "train_steps=4").summary["step"] == 4
+    assert runs.steps(str(tmp_path / "run")) == [3, 4]
+
+
+def test_fewer_steps_than_between_checkpoints(tmp_path, capsys):
+    path = runs.config(tmp_path, runs.dataset(tmp_path), train_steps=2, steps_per_checkpoint=50)
+    summary = runs.here(capsys, path).summary
+    assert summary["step"] == 2 and summary["eval_loss"] is None and summary["train_loss"] > 0
+    assert runs.steps(str(tmp_path / "run")) == [2]
+
+
+# What goes wrong on the way.
+
+def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(trained, capsys):
+    path, model_path = trained
+    before = contents(model_path)
+    error = runs.here(capsys, path, "--set", "train_steps=12", "--set", "lr=1e37", "--set",
+                      "gradient_clipping=0").error
+    assert "the loss is not a number any more" in error and "lower lr" in error
+    assert str(model_path) in error
+    assert contents(model_path) == before
+    assert runs.here(capsys, path, "--set", "train_steps=7").summary["step"] == 7
+
+
+def test_a_damaged_shard_is_named_with_the_place(tmp_path, capsys):
+    data = runs.dataset(tmp_path)
+    [shard] = (tmp_path / "tiny").glob("tiny_[0-9]*.tfrecords")
+    content = bytearray(shard.read_bytes())
+    offset = 0
+    for _ in range(20):  # a record: its length, that's checksum, the data, their checksum
+        offset += 16 + struct.unpack("<Q", content[offset:offset + 8])[0]
+    content[offset + 20] ^= 255
+    shard.write_bytes(content)
+    error = runs.here(capsys, runs.config(tmp_path, data)).error
+    assert str(shard) in error and str(offset) in error, error
+
+
+@pytest.mark.slow
+def test_interrupt_gives_130(tmp_path):
+    path = runs.config(tmp_path, runs.dataset(tmp_path), train_steps=1000000,
+                       steps_per_checkpoint=1000000)
+    # A background job of a shell ignores the signal, and hands that on to its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    running = runs.start(path)
+    try:
+        runs.wait_for(running, "step       3/")
+        running.send_signal(signal.SIGINT)
+        stdout, stderr = running.communicate(timeout=60)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        running.kill()
+    assert running.returncode == 130 and stdout == ""
+    assert stderr.splitlines()[-1] == "interrupted" and "Traceback" not in stderr
