@@ -280,7 +280,7 @@ def _check_dataset(n_vocab: int, name: str, dataset: DatasetConfig, first_name: 
 def _check_present_datasets(config: RunConfig, notes: list[str]) -> None:
     """Checks the datasets if they are there; a model can be described or sampled without them."""
     missing = [entry.id for entry in config.datasets
-               if "://" in entry.id or not os.path.isfile(dataset_path(entry.id))]
+               if "://" not in entry.id and not os.path.isfile(dataset_path(entry.id))]
     if missing:
         notes.append(f"datasets: no {', '.join(map(dataset_path, missing))}; training and "
                      "evaluation need it")

@@ -1,6 +1,5 @@
 """Which devices a mesh runs on: CPU cores' virtual devices or GPUs."""
 
-from configs.errors import UserError
 from mesh.compat import mtf, tf
 
 
@@ -8,18 +7,11 @@ def device_names(config):
     """The TensorFlow devices of the mesh, one for each of its positions.
 
     A mesh on CPUs gets as many virtual CPU devices as it needs.
-
-    Raises:
-      UserError: if the number of GPUs in `gpu_ids` is not the mesh's size.
     """
     if not config.gpu_ids:
         # On one device the variables' slices are the masters themselves, if no device is named.
         return [f"cpu:{i}" for i in range(config.mesh_size)] if config.mesh_size > 1 else [""]
-    if len(config.gpu_ids) != config.mesh_size:
-        raise UserError(
-            f"gpu_ids: {len(config.gpu_ids)} devices for the {config.mesh_size} of mesh_shape "
-            f"{config.mesh_shape!r}; change one of them")
-    return [f"gpu:{name}" if name.isdigit() else name for name in config.gpu_ids]
+    return list(config.gpu_ids)
 
 
 def mesh_impl(config):

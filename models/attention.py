@@ -3,6 +3,7 @@
 Names of dimensions in comments: b batch, s sequence, m memory_length, h heads, d features_per_head.
 """
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from mesh import random
@@ -133,6 +134,53 @@ def masked(qkv, visible):
 
     return local(one_slice, [qkv], ([batch, sequence, heads, features], qkv.dtype),
                  name="masked_attention")
+
+
+def windowed(qkv, window, rotary_dims):
+    """Causal attention in full form in which a token sees itself and the window − 1 before it.
+
+    Block-local, O(sequence · window): blocks of `window` queries see their own block and the one
+    before it (Beltagy et al. 2020, section 3.1).
+
+    Args:
+      qkv: queries, keys and values, [batch, sequence, qkv, heads, features_per_head].
+      window: how many tokens a query sees.
+      rotary_dims: features of a head to rotate; 0 for none.
+
+    Returns:
+      [batch, sequence, heads, features_per_head].
+    """
+    batch, sequence, _, heads, features = qkv.shape.dims
+    blocks = -(-sequence.size // window)
+    padding = blocks * window - sequence.size
+    # Distance of a block's queries to the keys of the block before and of its own.
+    distance = np.arange(window)[:, None] - np.arange(-window, window)[None]
+    near = (distance >= 0) & (distance < window)
+    exists = np.arange(blocks)[:, None] * window + np.arange(-window, window) >= 0
+    visible = near[None] & exists[:, None]
+
+    def with_previous(x):
+        """[b, h, blocks, window, d] -> [b, h, blocks, 2 · window, d]: the block before, and it."""
+        before = tf.pad(x[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0], [0, 0]])
+        return tf.concat([before, x], 3)
+
+    def one_slice(x):
+        q, k, v = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
+        if rotary_dims:
+            cos, sin = positions.rotary_angles(tf.range(sequence.size), rotary_dims)
+            q, k = (positions.rotate(t, cos, sin, rotary_dims) for t in (q, k))
+        b, h = q.shape[:2].as_list()
+        q, k, v = (tf.reshape(tf.pad(t, [[0, 0], [0, 0], [0, padding], [0, 0]]),
+                              [b, h, blocks, window, features.size]) for t in (q, k, v))
+        k, v = with_previous(k), with_previous(v)
+        s = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32) * features.size ** -0.5
+        p = tf.nn.softmax(tf.where_v2(visible, s, -1e9))
+        out = tf.reshape(tf.matmul(tf.cast(p, v.dtype), v),
+                         [b, h, blocks * window, features.size])
+        return tf.transpose(out[:, :, :sequence.size], [0, 2, 1, 3])
+
+    return local(one_slice, [qkv], ([batch, sequence, heads, features], qkv.dtype),
+                 name="windowed_attention")
 
 
 def _query_blocks(length):

@@ -73,9 +73,10 @@ def run(build, mesh_shape="", layout="", weights=None):
             shape, mtf.convert_to_layout_rules(layout), devices)
         lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
         fetches = {name: lowering.export_to_tf_tensor(x) for name, x in outputs.items()}
-        slice_shapes = {
-            name: lowering.tensors[x].to_laid_out_tensor().all_slices[0].shape.as_list()
-            for name, x in outputs.items()}
+        slices = {name: lowering.tensors[x].to_laid_out_tensor().all_slices
+                  for name, x in outputs.items()}
+        assert all(isinstance(s, tf.Tensor) for group in slices.values() for s in group)
+        slice_shapes = {name: group[0].shape.as_list() for name, group in slices.items()}
         weight_slices = {v.name: lowering.variables[v].laid_out_tensor.all_slices[0].shape.as_list()
                          for v in graph.all_variables}
         masters = {v.name: v.get_master() for v in graph.all_variables}

@@ -67,7 +67,7 @@ def dataset(directory, name="tiny", documents=None, encoder="byte"):
     """
     directory = str(directory)
     tf.io.gfile.makedirs(directory)
-    source, config = f"{directory}/{name}.jsonl", f"{directory}/{name}.json"
+    source, config = f"{directory}/{name}_texts.jsonl", f"{directory}/{name}.json"
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents or texts()]
     with tf.io.gfile.GFile(source, "w") as file:
         file.write("\n".join(lines) + "\n")
@@ -150,7 +150,7 @@ def weights(model_path, step=None):
     """Everything in a checkpoint, the newest unless told: {name: numpy}."""
     path = (tf.train.latest_checkpoint(model_path) if step is None
             else f"{model_path}/model.ckpt-{step}")
-    reader = tf.train.load_checkpoint(path)
+    reader = tf.train.NewCheckpointReader(path)
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
@@ -164,6 +164,7 @@ def assert_same_bits(one, other):
 def scalars(directory):
     """What TensorBoard shows of a directory: {tag: {step: value}}."""
     events = _events(directory)
+    assert not events.Tags()["scalars"], "written in an older format, by somebody else"
     return {tag: {event.step: float(tf.make_ndarray(event.tensor_proto))
                   for event in events.Tensors(tag)}
             for tag in events.Tags()["tensors"]

@@ -249,6 +249,7 @@ def test_mixing_keeps_ratios_and_each_datasets_order(small, tmp_path):
         assert len(set(map(tuple, mine))) == min(count, len(mine))
 
 
+@pytest.mark.slow
 def test_mixing_resumes_exactly(tmp_path, monkeypatch):
     """Within and past the table's period, with another batch size."""
     config = three(tmp_path, [0.3, 0.2, 0.5])

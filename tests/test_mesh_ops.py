@@ -129,6 +129,19 @@ def test_dense(mesh_shape, layout, dtype, with_bias, outwards):
           inputs, mesh_shape, layout, dtype, tolerance=1e-5 if dtype is None else 2e-2)
 
 
+def test_dense_sums_a_bfloat16_biass_gradient_in_float32():
+    many = graphs.dim("batch", 3000)
+
+    def build(mesh):
+        x, w, b, dy = (graphs.give(mesh, np.ones([d.size for d in dims]), *dims, dtype=tf.bfloat16)
+                       for dims in ([many, EMBD], [EMBD, VOCAB], [VOCAB], [many, VOCAB]))
+        y = ops.dense(x, w, b, [EMBD])
+        return graphs.with_gradients({"y": y}, {"b": b}, {"y": dy})
+
+    # Bfloat16's spacing is 16 there.
+    np.testing.assert_allclose(graphs.run(build)["d_b"].astype(np.float32), 3000.0, atol=8.0)
+
+
 CE_MESHES = [("", ""), ("x:2", "batch:x"), ("x:2", "vocab:x"), ("x:2,y:2", "batch:x,vocab:y"),
              ("x:4", "vocab:x")]
 
@@ -214,9 +227,10 @@ def test_to_float32_sums_over_slices_in_float32():
     # 256 + 1 is 256 in bfloat16, so the sum over two slices has to be made after the cast.
     def build(mesh):
         table = graphs.give(mesh, np.ones([16, 6]), VOCAB, EMBD, dtype=tf.bfloat16)
-        y = ops.dense(graphs.give(mesh, np.array([[256.0] * 16, [1.0] * 16]), graphs.dim("batch", 2),
-                                  VOCAB, dtype=tf.bfloat16), table, None, [VOCAB])
-        ones = graphs.give(mesh, np.ones([2, 6]), graphs.dim("batch", 2), EMBD, dtype=tf.bfloat16)
+        pair = graphs.dim("batch", 2)
+        x = np.array([[256.0] * 16, [1.0] * 16])
+        y = ops.dense(graphs.give(mesh, x, pair, VOCAB, dtype=tf.bfloat16), table, None, [VOCAB])
+        ones = graphs.give(mesh, np.ones([2, 6]), pair, EMBD, dtype=tf.bfloat16)
         gradient = mtf.gradients([y], [table], grad_ys=[ones])[0]
         assert ops.to_float32(ops.to_float32(gradient)).dtype == tf.float32
         return {"gradient": ops.to_float32(gradient)}

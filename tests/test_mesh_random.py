@@ -1,4 +1,4 @@
-"""mesh/random.py: dropout as a pure function of (key, site, element), and its statistical quality."""
+"""mesh/random.py: dropout as a pure function of (key, site, element), and its quality."""
 
 import os
 import subprocess
@@ -87,7 +87,8 @@ def test_a_rate_of_zero_changes_nothing():
 
 
 def test_the_mask_differs_by_key_and_site():
-    masks = [dropout(0.5, key=k, site=s)["y"] != 0 for k, s in [(7, 11), (8, 11), (7, 12), (-7, 11)]]
+    masks = [dropout(0.5, key=k, site=s)["y"] != 0
+             for k, s in [(7, 11), (8, 11), (7, 12), (-7, 11)]]
     for i, a in enumerate(masks):
         for b in masks[:i]:
             # Independent halves agree in half of the 768 places; 5 standard deviations are 69.

@@ -65,24 +65,26 @@ def test_an_input_that_does_not_matter_has_a_zero_gradient():
     np.testing.assert_array_equal(result["d_w"], np.zeros(6))
 
 
-def test_a_sparse_gradient_becomes_dense():
+@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES[:2])
+def test_a_sparse_gradient_becomes_dense(mesh_shape, layout):
     result = gradients_of(lambda x, w: (slices.local(
         lambda a, b: a + tf.gather(b, [0, 0, 0, 1, 1, 5]), [x, w], (x.shape, x.dtype)), {}),
-        "x:2", "rows:x")
+        mesh_shape, layout)
     at = DY.sum(0)
     np.testing.assert_allclose(
         result["d_w"], [at[:3].sum(), at[3:5].sum(), 0, 0, 0, at[5]], rtol=1e-5, atol=1e-6)
 
 
 def test_a_chain_of_locals_multiplies_gradients():
-    # TensorFlow's gradient of the second must stop at its own inputs, or the first counts twice.
+    # TensorFlow's gradient of the second must stop at its own inputs, or the first counts twice:
+    # x reaches it directly and through h.
     def build(x, w):
         h = slices.local(lambda a: a * a, [x], (x.shape, x.dtype))
-        return slices.local(lambda a, b: a * b, [h, w], (x.shape, x.dtype)) + h, {}
+        return slices.local(lambda a, b, c: a * b + 3 * c, [h, w, x], (x.shape, x.dtype)), {}
 
     for mesh_shape, layout in MESHES:
         result = gradients_of(build, mesh_shape, layout)
-        np.testing.assert_allclose(result["d_x"], 2 * X * (W + 1) * DY, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(result["d_x"], (2 * X * W + 3) * DY, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("mesh_shape", "layout"), MESHES)

@@ -21,7 +21,7 @@ def packed(length, batch=2, seed=0):
 
 
 def rotate(x, rotary_dims):
-    """x [b, h, s, d] rotated as complex numbers, feature i being paired with i + rotary_dims / 2."""
+    """x [b, h, s, d] rotated as complex numbers: feature i is paired with i + rotary_dims / 2."""
     half = rotary_dims // 2
     angles = (np.arange(x.shape[2])[:, None]
               * 10000.0 ** (-np.arange(half) / half)).astype(np.float32)

@@ -70,11 +70,13 @@ def gpt2_names(name):
     if parts[2].startswith("ln_"):
         return f"{where}/norm_{parts[2][-1]}/{suffix}", np.asarray
     layer, shape = {
-        ("attn", "c_attn"): ("attn/qkv", [-1, 3, 4, 8]), ("attn", "c_proj"): ("attn/out", [4, 8, 32]),
+        ("attn", "c_attn"): ("attn/qkv", [-1, 3, 4, 8]),
+        ("attn", "c_proj"): ("attn/out", [4, 8, 32]),
         ("mlp", "c_fc"): ("mlp/in", [32, 128]), ("mlp", "c_proj"): ("mlp/out", [128, 32]),
     }[parts[2], parts[3]]
     if suffix == "bias":
-        return f"{where}/{layer}/bias", lambda x: x.reshape([3, 4, 8] if layer == "attn/qkv" else -1)
+        shape = [3, 4, 8] if layer == "attn/qkv" else -1
+        return f"{where}/{layer}/bias", lambda x: x.reshape(shape)
     return f"{where}/{layer}/kernel", lambda x: x.reshape(shape)
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow
 
-
 from configs import keys
 from configs.errors import UserError
 from mesh.compat import mtf, tf

@@ -161,7 +161,7 @@ def test_new_without_a_terminal_needs_yes(trained, capsys):
     path, model_path = trained
     before = contents(model_path)
     error = runs.here(capsys, path, "--new").error
-    assert f"would delete {model_path} (step 6); give --yes" in error
+    assert f"would delete the run in {model_path} (step 6); give --yes" in error
     assert contents(model_path) == before
 
 
@@ -184,7 +184,7 @@ def test_new_asks_and_keeps_the_run_unless_told_yes(trained, capsys, monkeypatch
     before = contents(model_path)
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     result = runs.here(capsys, path, "--new")
-    assert f"Delete {model_path} (step 6)? [y/N]" in result.stderr
+    assert f"Delete the run in {model_path} (step 6)? [y/N]" in result.stderr
     assert "is kept" in result.stderr and result.status == 2
     assert contents(model_path) == before
 
@@ -247,7 +247,7 @@ def test_a_damaged_shard_is_named_with_the_place(tmp_path, capsys):
     [shard] = (tmp_path / "tiny").glob("tiny_[0-9]*.tfrecords")
     content = bytearray(shard.read_bytes())
     offset = 0
-    for _ in range(20):  # a record: its length, that's checksum, the data, their checksum
+    for _ in range(20):  # a record: length, checksum of it, data, checksum of them
         offset += 16 + struct.unpack("<Q", content[offset:offset + 8])[0]
     content[offset + 20] ^= 255
     shard.write_bytes(content)

@@ -116,9 +116,9 @@ def test_dropout_depends_on_the_key_alone():
 def test_recomputation_gives_the_same(number):
     kept, again = (run(number, n_layer=2, recompute_grad=flag, **DROPOUT) for flag in (False, True))
     assert_equal(kept, again, 1e-6)
-    # The second really computes blocks twice: two layers' activations appear once more each.
-    tanh = [sum(op.type == "Tanh" for op in r.operations) for r in (kept, again)]
-    assert tanh[1] > tanh[0]
+    if number == 1:  # a loop's operations are in a function graph of its own
+        matmuls = [sum("MatMul" in op.type for op in r.operations) for r in (kept, again)]
+        assert matmuls[1] >= matmuls[0] + 2 * 5, "blocks were not computed again"
 
 
 MESHES = [
@@ -144,6 +144,7 @@ def test_meshes_give_the_same_with_dropout(mesh_shape, layout):
         assert split.weight_slices[name] == split.slice_shapes[f"d_{name}"] == expected, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh_shape", "layout"), MESHES[1:2])
 def test_microbatches_and_recomputation_on_a_mesh(mesh_shape, layout):
     assert_equal(run(num_microbatches=2, **DROPOUT),

@@ -14,6 +14,10 @@ from mesh.compat import tf
 
 _FILE = "run.json"
 
+# What a run writes into its directory.
+_OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
+              "metrics.jsonl", "config.json", _FILE)
+
 
 @dataclasses.dataclass
 class RunRecord:
@@ -88,6 +92,18 @@ def require_latest(config):
 def is_run(model_path):
     """Whether a directory holds a run, perhaps one that has no checkpoint yet."""
     return bool(latest(model_path)) or tf.io.gfile.exists(os.path.join(model_path, _FILE))
+
+
+def delete_run(model_path):
+    """Deletes what a run wrote, and its directory unless something else is in it."""
+    for pattern in _OWN_FILES:
+        for path in tf.io.gfile.glob(os.path.join(model_path, pattern)):
+            if tf.io.gfile.isdir(path):
+                tf.io.gfile.rmtree(path)
+            else:
+                tf.io.gfile.remove(path)
+    if not tf.io.gfile.listdir(model_path):
+        tf.io.gfile.rmtree(model_path)
 
 
 def read_record(model_path):

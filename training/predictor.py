@@ -183,7 +183,7 @@ class Predictor:
         self._session.run([self._start_op, self._clear_op])
 
     def _check_shapes(self, masters):
-        shapes = tf.train.load_checkpoint(self.checkpoint).get_variable_to_shape_map()
+        shapes = tf.train.NewCheckpointReader(self.checkpoint).get_variable_to_shape_map()
         remedy = f"use the config that it was trained with, {self.config.model_path}/config.json"
         for master in masters:
             name, shape = master.op.name, master.shape.as_list()

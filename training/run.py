@@ -30,7 +30,6 @@ def train(config, new=False, yes=False):
       UserError: the data, the config or the directory cannot be used.
     """
     started = time.monotonic()
-    devices.device_names(config)
     facts = inputs.dataset_facts(config, "train")
     evaluating = config.eval_steps != 0
     if evaluating:
@@ -68,7 +67,6 @@ def train(config, new=False, yes=False):
 def evaluate(config):
     """Evaluates the last checkpoint on the validation split; prints a JSON summary line."""
     started = time.monotonic()
-    devices.device_names(config)
     step = checkpoints.step_of(checkpoints.require_latest(config))
     facts = inputs.dataset_facts(config, "validation")
     record = checkpoints.read_record(config.model_path)
@@ -120,11 +118,11 @@ def _delete_run(model_path, yes):
         checkpoint = checkpoints.latest(model_path)
         held = f"step {checkpoints.step_of(checkpoint)}" if checkpoint else "no checkpoint"
         if not sys.stdin.isatty():
-            raise UserError(f"--new would delete {model_path} ({held}); give --yes as well")
-        print(f"Delete {model_path} ({held})? [y/N] ", end="", file=sys.stderr, flush=True)
+            raise UserError(f"--new would delete the run in {model_path} ({held}); give --yes as well")
+        print(f"Delete the run in {model_path} ({held})? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UserError(f"--new: {model_path} is kept; without --new it is gone on with")
-    tf.io.gfile.rmtree(model_path)
+    checkpoints.delete_run(model_path)
 
 
 def _encoder_facts(facts):
@@ -137,10 +135,14 @@ def _estimator(config, facts, meter):
         model_dir=config.model_path, session_config=devices.session_config(config),
         tf_random_seed=config.seed, save_checkpoints_steps=None, save_checkpoints_secs=None,
         save_summary_steps=None, log_step_count_steps=None)
-    return tf.estimator.tpu.TPUEstimator(
+    estimator = tf.estimator.tpu.TPUEstimator(
         functools.partial(model_fn.model_fn, config=config, n_valid=facts.n_vocab, meter=meter),
         config=run_config, use_tpu=False, params={}, train_batch_size=config.train_batch_size,
         eval_batch_size=config.eval_batch_size)
+    # It writes scores of its own, among them an unweighted mean over batches, beside ours. They
+    # shall not last.
+    estimator.eval_dir = lambda name=None: "ram://estimator"
+    return estimator
 
 
 def _run_estimator(config, function, *args, **kwargs):
