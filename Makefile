@@ -6,6 +6,8 @@ VENV = .venv
 PYTHON =
 INSTALLED =
 
+# Twice quiet: errors alone.
+INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 RUN_PYTHON = $(or $(INSTALLED),$(VENV)/bin/python)
 
 # A stamp's name holds the checksum of what was installed: changed requirements are installed again,
@@ -26,8 +28,7 @@ REFUSAL = $(if $(PYTHON),PYTHON=$(PYTHON) will not do. )$(NEEDED)
 DEMO_DATA = data/demo
 DEMO_RUN = runs/demo$(if $(QUICK),_quick)
 DEMO_FLAGS = --model demo --model_path $(DEMO_RUN) $(if $(QUICK),$(QUICK_FLAGS))
-QUICK_FLAGS = --set train_steps=80 --set warmup_steps=20 --set n_layer=2 --set n_ctx=64 \
-	--set steps_per_checkpoint=80 --set iterations=20
+QUICK_FLAGS = --set train_steps=200 --set n_layer=2 --set n_ctx=64 --set steps_per_checkpoint=200
 DEMO_PROMPT = The "for" statement
 
 .DELETE_ON_ERROR:
@@ -73,10 +74,12 @@ clean-venv:  ## delete the environment
 
 $(VENV)/.program-%:
 	$(if $(CHOSEN),,$(error $(REFUSAL)))
-	test -x $(VENV)/bin/python || $(CHOSEN) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "installing what the program needs into $(VENV); this takes a minute or two"
+	@test -x $(VENV)/bin/python || $(CHOSEN) -m venv $(VENV)
+	@$(INSTALL) -r requirements.txt
 	@touch $@
 
 $(VENV)/.dev-%: $(READY)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "installing what the tests need"
+	@$(INSTALL) -r requirements-dev.txt
 	@touch $@

@@ -16,10 +16,10 @@ from tfrecord_runs import ROOT, create_tfrecords
 import main
 from mesh.compat import tf
 
-# One layer, dropout everywhere, no evaluation, every step logged.
+# One layer, no evaluation, every step logged.
 TINY = dict(n_layer=1, n_head=4, n_embd=16, n_ctx=8, pad_vocab_multiple=8, train_batch_size=8,
             eval_batch_size=8, eval_steps=0, train_steps=4, steps_per_checkpoint=100, iterations=1,
-            lr=1e-2, warmup_steps=1, beta2=0.99, weight_decay=0.1, keep=100)
+            lr=1e-2, warmup_steps=1, beta2=0.99, weight_decay=0.1, keep=100, sample_tokens=0)
 DROPOUT = dict(embed_dropout=0.1, res_dropout=0.2, attn_dropout=0.1)
 
 
@@ -172,9 +172,9 @@ def scalars(directory):
 
 
 def shown_text(directory, tag):
-    """A text that TensorBoard shows."""
-    [event] = _events(directory).Tensors(tag)
-    return tf.make_ndarray(event.tensor_proto).item().decode()
+    """A text that TensorBoard shows: {step: Markdown}."""
+    return {event.step: tf.make_ndarray(event.tensor_proto).item().decode()
+            for event in _events(directory).Tensors(tag)}
 
 
 def _events(directory):

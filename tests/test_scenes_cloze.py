@@ -63,6 +63,9 @@ def test_cloze_answers_follow_looks(items, split):
             total = {word: sum(far(about, word, other) for other in item["choices"])
                      for word in item["choices"]}
             assert max(total, key=total.get) == answer, item
+            one, other = (word for word in item["choices"] if word != answer)
+            assert far(about, one, other) < 0.61 * min(far(about, one, answer),
+                                                       far(about, other, answer)), item
         else:
             (subject,) = item["subjects"]
             near = {word: far(about, subject, word) for word in item["choices"]}

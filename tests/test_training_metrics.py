@@ -59,7 +59,7 @@ def test_what_is_written_is_what_tensorboard_reads(tmp_path, writer):
     writer.scalars({"loss": 1.5, "loss/lm": 1.25}, 3)
     writer.close()
     assert runs.scalars(tmp_path) == {"loss": {3: 1.5}, "loss/lm": {3: 1.25}}
-    assert runs.shown_text(tmp_path, "config") == "    a  1\n    b  2"
+    assert runs.shown_text(tmp_path, "config") == {0: "    a  1\n    b  2"}
 
 
 def test_a_resumed_run_replaces_the_steps_that_were_lost(tmp_path):

@@ -21,7 +21,7 @@ def finished(tmp_path_factory):
     """A run of 6 steps with checkpoints at 4 and 6, in a process: (config's path, its Result)."""
     directory = tmp_path_factory.mktemp("finished")
     path = runs.config(directory, runs.dataset(directory), train_steps=6, steps_per_checkpoint=4,
-                       iterations=3, eval_steps=None, res_dropout=0.1)
+                       iterations=3, eval_steps=None, res_dropout=0.1, sample_tokens=5)
     return path, runs.process(path)
 
 
@@ -88,8 +88,9 @@ def test_tensorboard_shows_the_run(finished):
                                  for line in runs.metrics(config.model_path)}
     assert set(evaluated) == {"loss", "loss/lm", "perplexity", "bits_per_byte",
                               "bits_per_decoded_byte"}
-    text = runs.shown_text(config.model_path, "config")
+    [text] = runs.shown_text(config.model_path, "config").values()
     assert ["n_embd", "16", "file"] in [line.split() for line in text.splitlines()]
+    assert list(runs.shown_text(config.model_path, "sample")) == [4, 6]
 
 
 def test_config_is_kept_as_one_that_can_be_used(finished):
@@ -192,12 +193,15 @@ def test_new_asks_and_keeps_the_run_unless_told_yes(trained, capsys, monkeypatch
 @pytest.mark.parametrize("flags, answer", [(["--new", "--yes"], None), (["--new"], "y\n")])
 def test_new_starts_from_nothing(trained, capsys, monkeypatch, flags, answer):
     path, model_path = trained
-    (model_path / "events.old").write_text("")
+    (model_path / "events.out.tfevents.1.old").write_text("")
+    (model_path / "notes.txt").write_text("mine")
     if answer:
         monkeypatch.setattr("sys.stdin", Terminal(answer))
     result = runs.here(capsys, path, *flags, "--set", "n_embd=8", "--set", "train_steps=2")
     assert result.summary["step"] == 2
-    assert runs.steps(model_path) == [2] and not (model_path / "events.old").exists()
+    assert runs.steps(model_path) == [2]
+    assert not (model_path / "events.out.tfevents.1.old").exists()
+    assert (model_path / "notes.txt").read_text() == "mine"
     assert runs.weights(model_path)["gpt/wpe"].shape == (8, 8)
     assert [line["step"] for line in runs.metrics(model_path)] == [2]
 

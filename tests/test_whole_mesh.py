@@ -103,7 +103,11 @@ def test_slots_end_as_on_one_device(runner):
     one, many = runner.weights("plain"), runner.weights("data and model")
     assert one.keys() == many.keys()
     for name, value in one.items():
-        np.testing.assert_allclose(many[name], value, atol=5e-4, err_msg=name)
+        found = many[name]
+        if name.endswith("attn/qkv/bias"):
+            # The softmax does not feel the keys' bias: what Adam follows there is rounding.
+            value, found = value[[0, 2]], found[[0, 2]]
+        np.testing.assert_allclose(found, value, atol=5e-4, err_msg=name)
 
 
 def test_microbatches_change_nothing_but_dropouts_choice(runner):

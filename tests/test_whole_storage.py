@@ -17,7 +17,7 @@ def test_from_text_to_samples_without_a_local_file(capsys, monkeypatch, tmp_path
     place = "ram://bucket/project"
     data = runs.dataset(place)
     path = runs.config(place, data, train_steps=6, steps_per_checkpoint=3, eval_steps=None, keep=1,
-                       predict_path=f"{place}/samples/out.jsonl", **runs.DROPOUT)
+                       sample_tokens=5, predict_path=f"{place}/samples/out.jsonl", **runs.DROPOUT)
     summary = runs.here(capsys, path).summary
     assert summary["step"] == 6 and summary["model_path"] == f"{place}/run"
     assert runs.steps(f"{place}/run") == [6]

@@ -42,7 +42,7 @@ def train(config, new=False, yes=False):
     writer.text("config", metrics.fenced(config.describe()), step)
     meter = metrics.Meter(config, facts, writer)
     samples = Samples(config, writer)
-    estimator = _estimator(config, facts, meter)
+    estimator = make_estimator(config, facts, meter)
     scores = None
     while step < config.train_steps:
         every = config.steps_per_checkpoint
@@ -72,7 +72,7 @@ def evaluate(config):
     record = checkpoints.read_record(config.model_path)
     if record:
         checkpoints.check_fits(config, record, _encoder_facts(facts))
-    scores = _evaluate(config, _estimator(config, facts, meter=None))
+    scores = _evaluate(config, make_estimator(config, facts, meter=None))
     seconds = time.monotonic() - started
     targets = inputs.eval_windows(config).targets
     line = dict(step=step, train_loss=None, **scores, tokens_per_sec=targets / seconds,
@@ -118,8 +118,10 @@ def _delete_run(model_path, yes):
         checkpoint = checkpoints.latest(model_path)
         held = f"step {checkpoints.step_of(checkpoint)}" if checkpoint else "no checkpoint"
         if not sys.stdin.isatty():
-            raise UserError(f"--new would delete the run in {model_path} ({held}); give --yes as well")
-        print(f"Delete the run in {model_path} ({held})? [y/N] ", end="", file=sys.stderr, flush=True)
+            raise UserError(f"--new would delete the run in {model_path} ({held}); give --yes as "
+                            "well")
+        print(f"Delete the run in {model_path} ({held})? [y/N] ", end="", file=sys.stderr,
+              flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UserError(f"--new: {model_path} is kept; without --new it is gone on with")
     checkpoints.delete_run(model_path)
@@ -130,7 +132,8 @@ def _encoder_facts(facts):
             "eos_id": facts.eos_id}
 
 
-def _estimator(config, facts, meter):
+def make_estimator(config, facts, meter):
+    """The TPUEstimator of a run; `meter`, a training.metrics.Meter, is for training alone."""
     run_config = tf.estimator.tpu.RunConfig(
         model_dir=config.model_path, session_config=devices.session_config(config),
         tf_random_seed=config.seed, save_checkpoints_steps=None, save_checkpoints_secs=None,

@@ -1,0 +1,76 @@
+"""The student: CLIP's text knowledge with a meaningful output at every token.
+
+It is causal, like CLIP's text tower, but has rotary positions instead of a table, no start or end
+token, and a window: what it says at a token depends on the `window` tokens up to it in each layer.
+"""
+
+import dataclasses
+
+from mesh import ops
+from mesh.compat import mtf, tf
+from models import attention, clip, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentSizes:
+    """The architecture of a student.
+
+    Attributes:
+      width: of the residual stream.
+      layers: number of blocks.
+      heads: attention heads of a block; they divide the width.
+      vocab: rows of the token table: the teacher's ids, or the GPT's.
+      out: width of the outputs: the teacher's.
+      window: tokens that a token sees in each layer, itself included.
+      rotary_dims: features of a head that rotate; even.
+    """
+
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    vocab: int = 49408
+    out: int = 512
+    window: int = 75
+    rotary_dims: int = 32
+
+
+class Student:
+    """A student on a mesh, with the CLIP towers' names of dimensions.
+
+    Args:
+      sizes: a StudentSizes.
+      scope: the scope of its variables.
+    """
+
+    def __init__(self, sizes, scope="clip_student"):
+        self.sizes, self.scope = sizes, scope
+        self.embd = mtf.Dimension("clip_embd", sizes.width)
+        self.vocab = mtf.Dimension("clip_vocab", sizes.vocab)
+        self.out = mtf.Dimension("clip_out", sizes.out)
+        self.blocks = clip.transformer(
+            self.embd, sizes.heads, mtf.Dimension("clip_intermediate", 4 * sizes.width),
+            sizes.layers, "quick_gelu", 1e-5, "clip")
+
+    def outputs(self, ctx, tokens):
+        """What the student says at each token.
+
+        Args:
+          ctx: a models.layers.Context.
+          tokens: int32 [batch, clip_sequence], of any length.
+
+        Returns:
+          [batch, clip_sequence, clip_out].
+        """
+        sizes = self.sizes
+
+        def attend(ctx, qkv, layer):
+            return attention.windowed(qkv, sizes.window, sizes.rotary_dims)
+
+        with tf.variable_scope(self.scope, reuse=tf.AUTO_REUSE):
+            table = ctx.variable("wte", [self.vocab, self.embd], layers.normal(0.02))
+            x = ops.gather(table, tokens, self.vocab, name="wte")
+            for layer in range(sizes.layers):
+                x = self.blocks(ctx, x, layer, attend)
+            x = layers.layer_norm(ctx, x, self.embd, "norm_f", 1e-5)
+            return layers.dense(ctx, x, [self.embd], [self.out], "projection",
+                                sizes.width ** -0.5)

@@ -1,0 +1,200 @@
+"""The pages: every command and path in them is right, and the README's way from text to samples."""
+
+import glob
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import main
+from configs import schema
+from encoders import clip
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md",
+         *sorted(glob.glob("docs/*.md", root_dir=ROOT))]
+# Paths in pages that a reader's own commands make.
+MADE = re.compile(r"data/|runs/|configs/datasets/(mine|NAME)\.json$")
+
+
+def read(page):
+    with open(os.path.join(ROOT, page), encoding="utf-8") as file:
+        return file.read()
+
+
+def commands(page, section=None):
+    """The commands in a page's sh blocks, one string each; only those below a heading if given."""
+    text = read(page)
+    if section:
+        text = re.search(rf"(?ms)^## {section}\n(.*?)(?=^## |\Z)", text)[1]
+    blocks = re.findall(r"(?ms)^```sh\n(.*?)^```$", text)
+    return [line for block in blocks
+            for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+ALL = [(page, command) for page in PAGES for command in commands(page)]
+
+
+def test_the_pages_hold_commands():
+    assert {"make demo", "make test"} <= {command for _, command in ALL}
+    assert len(ALL) > 15
+
+
+def check_main(args):
+    """Refuses flags, config names, keys and values that main.py does not take."""
+    parsed = main.parse(args)
+    # The datasets of the pages' examples are their readers'.
+    settings = [item for item in parsed.set if not item.startswith("datasets=")]
+    schema.load(parsed.model, settings, {"gpu_ids": parsed.gpu_ids})
+
+
+def check_script(script, args):
+    """Refuses flags that a script does not have."""
+    shown = subprocess.run([sys.executable, os.path.join(ROOT, script), "--help"],
+                           capture_output=True, text=True, timeout=60, check=True).stdout
+    for flag in (arg for arg in args if arg.startswith("--")):
+        assert re.search(rf"{flag}\b", shown), f"{script} has no {flag}"
+
+
+def check_make(args):
+    subprocess.run(["make", "-n", f"INSTALLED={sys.executable}", *args], cwd=ROOT, check=True,
+                   capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("page, command", ALL)
+def test_a_command_is_right(page, command):
+    words = shlex.split(command.rpartition("| ")[2])
+    if words[:2] == ["python", "main.py"]:
+        check_main(words[2:])
+    elif words[0] == "python" and words[1].startswith("datasets/"):
+        check_script(words[1], words[2:])
+    elif words[:2] == ["python", "-m"]:
+        assert os.path.exists(os.path.join(ROOT, words[2].replace(".", "/") + ".py"))
+    elif words[0] == "make":
+        check_make(words[1:])
+    elif words[0] == "pip":
+        assert words[1:] == ["install", "--no-deps", clip.PACKAGES["open_clip"]]
+    else:
+        assert words in (["source", ".venv/bin/activate"], ["tensorboard", "--logdir", "runs"])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_and_links_in_a_page_exist(page):
+    text = read(page)
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), link)), link
+    for path in re.findall(r"`((?:\w+/)+(?:\w+\.(?:py|json|md))?)`", text):
+        if not MADE.match(path) and path != "mytext/":
+            assert os.path.exists(os.path.join(ROOT, path)), path
+    for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text):
+        known = "".join(read(file) for file in ("main.py", "datasets/create_tfrecords.py",
+                                                "datasets/train_tokenizer.py"))
+        assert flag in known or flag in ("--logdir", "--no-deps"), f"{page}: {flag}"
+
+
+def test_anchors_in_links_exist():
+    for page in PAGES:
+        for path, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", read(page)):
+            target = os.path.join(os.path.dirname(page), path) if path else page
+            headings = re.findall(r"(?m)^#+ (.*)$", read(target))
+            assert anchor in [heading.lower().replace(" ", "-") for heading in headings]
+
+
+def keys_of_the_summary():
+    """The keys in docs/training.md's table of numbers for scripts."""
+    section = re.search(r"(?s)## Numbers for scripts(.*?)\n## ", read("docs/training.md"))[1]
+    return re.findall(r"(?m)^\| `(\w+)` \|", section)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the program, with a command `python` that is this interpreter."""
+    copy = tmp_path / "checkout"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
+        ".git", ".venv", "tests", "__pycache__", ".*_cache", "data", "runs"))
+    (copy / "bin").mkdir()
+    python = copy / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    def run(command):
+        path = f"{copy / 'bin'}:{os.environ['PATH']}"
+        done = subprocess.run(["bash", "-c", command], cwd=copy, capture_output=True, text=True,
+                              env={**os.environ, "PATH": path, "MAKEFLAGS": ""}, timeout=900,
+                              stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    run.directory = copy
+    return run
+
+
+TINY = " ".join(f"--set {setting}" for setting in (
+    "n_layer=1", "n_embd=32", "n_ctx=32", "train_steps=4", "steps_per_checkpoint=4",
+    "warmup_steps=1", "eval_steps=2", "sample_tokens=4"))
+
+
+def scaled_down(command):
+    """The command with a small vocabulary and a small model."""
+    if "main.py" in command:
+        few = " --max_new_tokens 5" if "--predict" in command else ""
+        return f"{command} {TINY}{few}"
+    return command.replace("--vocab_size 8192", "--vocab_size 300")
+
+
+@pytest.mark.slow
+def test_the_way_from_own_text_to_samples(checkout):
+    from pydoc_data.topics import topics
+
+    texts = checkout.directory / "mytext"
+    texts.mkdir()
+    for number, name in enumerate(sorted(topics)[:20]):
+        (texts / f"{number}.txt").write_text(topics[name], encoding="utf-8")
+
+    def section(name):
+        return [checkout(scaled_down(command)) for command in commands("README.md", name)
+                if not command.startswith("tensorboard")]
+
+    tokenizer, tfrecords, training, check, printed = section("Your own text")
+    assert "300 ids" in tokenizer and "dropped 0" in tfrecords
+    summary = json.loads(training.splitlines()[-1])
+    assert list(summary) == keys_of_the_summary()
+    assert summary["step"] == 4 and summary["model_path"] == "runs/mine"
+    assert summary["perplexity"] == pytest.approx(math.exp(summary["eval_loss"]))
+    assert check.splitlines()[-1] == "0 problems found"
+    assert re.search(r"n_layer\b.*\b1\b", printed)
+
+    evaluation = json.loads(section("Training")[0].splitlines()[-1])
+    assert list(evaluation) == keys_of_the_summary()
+    assert evaluation["eval_loss"] == pytest.approx(summary["eval_loss"], abs=1e-6)
+    with open(checkout.directory / "runs" / "mine" / "metrics.jsonl", encoding="utf-8") as file:
+        assert [set(json.loads(line)) for line in file] == [set(summary)] * 2
+
+    samples, = section("Sampling")
+    parts = re.split(r"(?m)^-{5,}\n", samples)
+    assert len(parts) == 4 and not parts[3]
+    assert all(part.startswith("Once upon") for part in parts[:3])
+
+    on_mesh = json.loads(section("Meshes")[0].splitlines()[-1])
+    assert on_mesh["eval_loss"] == pytest.approx(summary["eval_loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_demo_makes_all_from_nothing_and_a_second_one_goes_on(checkout):
+    demo = f"make demo QUICK=1 INSTALLED={sys.executable}"
+    first, second = checkout(demo), checkout(demo)
+    for output in (first, second):
+        line = re.search(r"Step 200: validation loss ([\d.]+) nats per token, ([\d.]+) bits",
+                         output)
+        # The bytes' entropy, without their order, is above 4 bits.
+        assert 0 < float(line[1]) < 6 and 0 < float(line[2]) < 3
+        samples = re.split(r"(?m)^-{5,}\n", output[line.end():].partition("\n\n")[2])
+        assert len(samples) == 3 and all(s.startswith('The "for" statement') for s in samples[:2])
+    assert "create_tfrecords.py" in first and "create_tfrecords.py" not in second
+    assert not (checkout.directory / ".venv").exists()
