@@ -7,8 +7,8 @@ for the log. Theirs does what nanoGPT's train.py does in a step: random windows,
 clipping, fused or looped AdamW as nanoGPT chooses, the loss as a number. Both have the same sizes,
 batch and threads, and run in turn in this process: a round of ours, a round of theirs, and again.
 
-A table of medians over rounds goes to stdout, and JSON as its last line. Seconds on the processor
-are shown too: where other work shares the machine they tell more than those on the clock.
+A table of medians over rounds goes to stdout, and JSON as its last line. Use an idle machine:
+torch's threads wait for each other, so that one busy core makes theirs ten times slower.
 """
 
 import argparse
@@ -187,6 +187,10 @@ def measure(args, directory):
 
 def main():
     args = parse()
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"warning: the load average is {load:.1f}: other work shares the cores, which the "
+              "measurement will show", file=sys.stderr)
     os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = str(args.threads)
     import logging
 
@@ -197,7 +201,7 @@ def main():
     result = {"model": args.model, "n_layer": config.n_layer, "n_embd": config.n_embd,
               "n_ctx": config.n_ctx, "train_batch_size": config.train_batch_size,
               "threads": args.threads, "rounds": args.rounds, "steps": args.steps,
-              "baseline": name}
+              "load_before": load, "baseline": name}
     print(f"{'':14}{'ms a step':>12}{'tokens/s':>12}{'processor ms':>14}")
     for key, label, watch in (("ours", "ours", ours), ("theirs", name, theirs)):
         clock, processor = watch.medians()

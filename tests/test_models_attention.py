@@ -30,13 +30,13 @@ def rotate(x, rotary_dims):
                               x[..., rotary_dims:]], -1)
 
 
-def naive(x, rotary_dims=0, keep=None):
+def naive(x, rotary_dims=0, keep=None, band=True):
     """softmax(q·kᵀ/√d, masked)·v, [b, s, h, d]."""
     q, k, v = tensorflow.unstack(tensorflow.transpose(x, [2, 0, 3, 1, 4]))
     if rotary_dims:
         q, k = rotate(q, rotary_dims), rotate(k, rotary_dims)
     scores = tensorflow.einsum("bhid,bhjd->bhij", q, k) / np.float32(np.sqrt(8))
-    visible = np.tril(np.ones([x.shape[1]] * 2, bool))
+    visible = np.tril(np.ones([x.shape[1]] * 2, bool)) & band
     p = tensorflow.nn.softmax(tensorflow.where(visible, scores, -np.inf))
     if keep is not None:
         p *= keep / np.float32(1 - RATE)
@@ -189,3 +189,29 @@ def test_incremental_equals_full(mesh_shape, layout, rotary_dims, dtype):
                                    atol=1e-6 if dtype is None else 3e-2)
     assert result.slice_shapes["keys"] == graphs.slice_shape(
         [batch, HEADS, graphs.dim("memory_length", MEMORY), FEATURES], mesh_shape, layout)
+
+
+@pytest.mark.parametrize(("length", "window", "rotary_dims"),
+                         [(1, 4, 0), (4, 4, 8), (11, 4, 4), (12, 3, 0), (5, 8, 8), (6, 1, 0)])
+@pytest.mark.parametrize(("mesh_shape", "layout"), [("", ""), ("x:2,y:2", "batch:x,heads:y")])
+def test_windowed_attention_sees_the_last_tokens(length, window, rotary_dims, mesh_shape, layout):
+    x, dims = packed(length)
+    dy = np.random.RandomState(9).randn(2, length, 2, 8).astype(np.float32)
+
+    def build(mesh):
+        qkv = graphs.give(mesh, x, *dims)
+        y = attention.windowed(qkv, window, rotary_dims)
+        return graphs.with_gradients({"y": y}, {"x": qkv},
+                                     {"y": graphs.give(mesh, dy, *y.shape.dims)})
+
+    result = graphs.run(build, mesh_shape, layout)
+    shape = graphs.slice_shape([*dims[:2], *dims[3:]], mesh_shape, layout)
+    assert result.slice_shapes["y"] == shape
+    places = np.arange(length)
+    band = places[:, None] - places[None] < window
+    with tensorflow.GradientTape() as tape:
+        source = tensorflow.constant(x)
+        tape.watch(source)
+        y = naive(source, rotary_dims, band=band)
+    np.testing.assert_allclose(result["y"], y, atol=2e-5)
+    np.testing.assert_allclose(result["d_x"], tape.gradient(y, source, dy), atol=2e-5)
