@@ -45,10 +45,11 @@ def test_every_requirement_is_pinned_once(root):
     assert program["numpy"].startswith("1.") and program["protobuf"].startswith("4.")
 
 
-def third_party_imports(root):
-    """{imported top-level name: a file that imports it} of all that is not a test."""
+def third_party_imports(root, benchmarks=False):
+    """{imported top-level name: a file that imports it} of the program, or of its benchmarks."""
     found, local = {}, set()
     for where, directories, files in os.walk(root):
+        inside = os.path.relpath(where, root).split(os.sep)[0]
         directories[:] = [d for d in directories
                           if not d.startswith((".", "_")) and d not in ("tests", "data", "runs")]
         local.update(directories)
@@ -56,6 +57,8 @@ def third_party_imports(root):
             if file.endswith(".py"):
                 local.add(file[:-3])
                 path = os.path.join(where, file)
+                if (inside == "benchmarks") != benchmarks:
+                    continue
                 with open(path, encoding="utf-8") as opened:
                     tree = ast.parse(opened.read())
                 for node in ast.walk(tree):
@@ -73,11 +76,19 @@ def third_party_imports(root):
 def test_everything_imported_is_required(root):
     imported = third_party_imports(root)
     assert {"tensorflow", "mesh_tensorflow", "yaml", "google_crc32c"} <= set(imported)
-    required = pins(root, "requirements.txt")
+    required = set(pins(root, "requirements.txt"))
     distributions = importlib.metadata.packages_distributions()
     for name, path in imported.items():
         owners = {normal(owner) for owner in distributions.get(name, [name])}
-        assert owners & set(required), f"{path} imports {name}, which requirements.txt lacks"
+        assert owners & required, f"{path} imports {name}, which requirements.txt lacks"
+
+
+def test_what_benchmarks_compare_with_is_pinned(root):
+    pinned = set().union(*(pins(root, file) for file in FILES))
+    distributions = importlib.metadata.packages_distributions()
+    for name, path in third_party_imports(root, benchmarks=True).items():
+        owners = {normal(owner) for owner in distributions.get(name, [name])}
+        assert owners & pinned, f"{path} imports {name}, which no requirements file has"
 
 
 def fake_python(path, version):
