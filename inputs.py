@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import re
 
 import tensorflow.compat.v1 as tf
@@ -85,10 +86,6 @@ def train_input_fn(config, start_window):
     """
     datasets = sources.of_run(config, "train")
     readers = [sources.windows(config, number, source) for number, source in enumerate(datasets)]
-    for source, reader in zip(datasets, readers, strict=True):
-        if reader.left_out:
-            tf.logging.info("dataset %s: %d windows an epoch; %s", source.entry.id, reader.windows,
-                            reader.left_out)
     entries = [source.entry for source in datasets]
 
     def input_fn(params):
@@ -162,10 +159,14 @@ def dataset_facts(config, split):
     for number, source in enumerate(datasets):
         shards = [[shard.path.rpartition("/")[2], shard.records, shard.tokens]
                   for shard in source.split.shards]
+        reader = sources.windows(config, number, source)
+        if reader.left_out:
+            logging.info("dataset %s: %d windows an epoch; %s", source.entry.id, reader.windows,
+                         reader.left_out)
         described.append({
             "id": source.entry.id, "mode": source.mode, "stitch": source.entry.stitch,
             "weight": source.entry.weight, "tokens": source.split.total("tokens"),
-            "windows": sources.windows(config, number, source).windows,
+            "windows": reader.windows,
             "shards": hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]})
     known = next((source for source in datasets if source.split.encoder), datasets[0])
     encoder = known.split.encoder

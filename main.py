@@ -1,13 +1,11 @@
 """Trains, evaluates and samples language models: flags, then a checked config, then one job."""
 
 import argparse
-import difflib
 import logging
-import os
 import re
 import sys
-import warnings
 
+from configs.command_line import Parser, quiet_libraries, status_of
 from configs.errors import UserError
 
 EXAMPLES = """\
@@ -22,18 +20,6 @@ examples:
 # What the flags of --predict are when they are not given.
 PREDICT_DEFAULTS = {"prompt": [], "num_samples": 1, "max_new_tokens": None, "temperature": 1.0,
                     "top_k": 0, "top_p": 1.0, "stop": [], "seed": None, "interactive": False}
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, with the nearest flag for an unknown one."""
-
-    def error(self, message):
-        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        if unknown:
-            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
-            message += f" (did you mean {near[0]}?)" if near else ""
-        print(f"error: {' '.join(message.split())}; --help lists the flags", file=sys.stderr)
-        raise SystemExit(2)
 
 
 def number(kind, allowed, test):
@@ -56,8 +42,7 @@ def make_parser():
     seed = number(int, "a whole number from 0 to 2147483647", lambda n: 0 <= n < 2**31)
     warmth = number(float, "a number, 0 or more", lambda t: 0 <= t < float("inf"))
     share = number(float, "above 0 and at most 1", lambda p: 0 < p <= 1)
-    parser = Parser(prog="main.py", description=__doc__, epilog=EXAMPLES, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="main.py", description=__doc__, epilog=EXAMPLES)
 
     group = parser.add_argument_group("config")
     group.add_argument("--model", metavar="CONFIG", required=True,
@@ -141,28 +126,30 @@ def set_up_logging(quiet, verbose):
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
     if not verbose:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        for name in ("tensorflow", "absl"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        # On import, Google's client library advises on Python versions.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")
+        quiet_libraries()
 
 
 def read_prompt(prompt):
     """The text that a --prompt stands for: standard input, a file's text, or itself.
 
     Raises:
-        UserError: it looks like a file's path, and there is no such file.
+        UserError: it looks like a file's path, and there is no such file; or the text is no UTF-8.
     """
     import tensorflow.compat.v1 as tf
 
     if prompt == "-":
-        return sys.stdin.read()
+        try:
+            return sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--prompt -: standard input is no UTF-8 text ({error})") from error
     looks_like_path = re.fullmatch(r"\S+\.txt|\w+://\S+", prompt)
     if prompt and len(prompt) < 4096 and "\n" not in prompt:
         if tf.io.gfile.exists(prompt) and not tf.io.gfile.isdir(prompt):
             with tf.io.gfile.GFile(prompt) as file:
-                return file.read()
+                try:
+                    return file.read()
+                except UnicodeDecodeError as error:
+                    raise UserError(f"--prompt {prompt}: no UTF-8 text ({error})") from error
         if looks_like_path:
             raise UserError(f"--prompt {prompt}: no such file")
     return prompt
@@ -181,14 +168,6 @@ def predict(config, args):
         seed=config.seed if args.seed is None else args.seed, interactive=args.interactive)
 
 
-def show(text):
-    """Prints text that may go to a pager or `head`, which may close the pipe early."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os._exit(141)  # what a shell reports for SIGPIPE; a normal exit would flush again and fail
-
-
 def run_job(args):
     """Loads the config and does the one job that the flags ask for; returns an exit status."""
     from configs import schema
@@ -198,7 +177,7 @@ def run_job(args):
     for note in config.notes:
         logging.info("note: %s", note)
     if args.print_config:
-        show(config.describe())
+        print(config.describe(), flush=True)
     elif args.check_dataset:
         import inputs
 
@@ -219,16 +198,7 @@ def main(argv=None):
     """Runs the command line; returns its exit status."""
     args = parse(argv)
     set_up_logging(args.quiet, args.verbose)
-    try:
-        return run_job(args)
-    except UserError as error:
-        if args.debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return status_of(run_job, args, debug=args.debug)
 
 
 if __name__ == "__main__":

@@ -198,15 +198,21 @@ def load(path_or_name: str, overrides: Sequence[str] = (),
         _check_present_datasets(config, notes)
     except ValidationError as error:
         key, sentence = messages.first_mistake(error, RunConfig)
-        source = sources.get(key, "file")
-        raise UserError(f"{source if source.startswith('--') else path}: {sentence}") from error
+        raise UserError(f"{_place(key, sources, path)}: {sentence}") from error
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        key = str(error).partition(":")[0]
+        raise UserError(f"{_place(key, sources, path)}: {error}") from error
     config._sources.update(_resolved_sources(config, values), **sources)
     if not values.get("n_vocab"):
         config._sources["n_vocab"] = "dataset " + ", ".join(config.dataset_configs)
     config._notes.extend(f"{path}: {note}" for note in notes)
     return config
+
+
+def _place(key: str, sources: dict[str, str], path: str) -> str:
+    """Where a wrong value of a key has to be mended: a flag, or the file."""
+    source = sources.get(key, "file")
+    return source if source.startswith("--") else path
 
 
 def _translated(place: str, values: dict, source: str) -> tuple[dict, dict[str, str], list[str]]:

@@ -7,7 +7,6 @@ A killed run goes on where it stopped when the same command is given again, and 
 files as an unbroken one.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -15,14 +14,15 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
 SMALL_INPUT = 1 << 22  # bytes: less than this is encoded sooner than processes start
 
+
 def parser():
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(description=__doc__)
     source = p.add_argument_group("input")
     source.add_argument("--input_dir", nargs="+", default=[], metavar="PATH",
                         help="files, directories, globs, or .index files that list such: .txt "
@@ -215,7 +215,7 @@ def run(args):
         config_path = os.path.join(ROOT, "configs", "datasets", args.name + ".json")
     config = dataset_config(args, output, encoder)
     if config_path:
-        output.refuse_other(config_path, config)
+        output.prepare(config_path, config)
     writers, totals = write_shards(args, paths, sizes, encoder, output, settings, state)
     totals.check(writers)
     accounts.check_splits(args, writers, totals)
@@ -230,16 +230,9 @@ def run(args):
 def main(argv=None):
     """Runs the command line; returns the exit status."""
     args = parser().parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    quiet_libraries()
+    return status_of(run, args,
+                     stopped="stopped; the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -42,11 +42,7 @@ class Output:
         self._progress = os.path.join(directory, name + "_progress.json")
         self._ours = re.compile(
             rf"{re.escape(name)}(_val)?_\d+(_\d+\.tfrecords(\.tmp)?|\.part\d+\.tmp)")
-        try:
-            tf.io.gfile.makedirs(directory)
-        except tf.errors.OpError as error:
-            raise UserError(f"--output_dir {directory}: cannot be made: {error.message}; choose "
-                            "another directory") from error
+        _make_directory(directory, "--output_dir")
 
     def glob(self, split):
         """A glob that matches the shards of one split and nothing else."""
@@ -72,6 +68,9 @@ class Output:
         """
         self._refuse_confusable_names()
         stored = self._read_progress()
+        old = [file for file in self._files() if self._ours.fullmatch(file)]
+        if tf.io.gfile.exists(self.manifest):
+            old.insert(0, os.path.basename(self.manifest))
         if stored:
             name = _first_difference(stored["settings"], settings)
             if name is None:
@@ -79,15 +78,16 @@ class Output:
                 if finished:
                     self._clean_up()
                 return stored["state"], finished
-            if not self._overwrite:
+            # a run that was refused at its first inputs left nothing but temporary files
+            begun = stored["state"]["begin"] != [0, 0] or not all(
+                file.endswith(".tmp") for file in old)
+            if begun and not self._overwrite:
                 raise UserError(
-                    f"{self._progress}: an unfinished dataset was begun with another {name} "
-                    f"({_short(stored['settings'].get(name))}, now {_short(settings.get(name))}); "
-                    f"repeat that command to go on with it, or {REPLACE}")
-        old = [file for file in self._files() if self._ours.fullmatch(file)]
-        if tf.io.gfile.exists(self.manifest):
-            old.insert(0, os.path.basename(self.manifest))
-        if old and not self._overwrite:
+                    f"{self._progress}: an unfinished dataset was begun with other settings "
+                    f"({name}: {_short(stored['settings'].get(name))}, now "
+                    f"{_short(settings.get(name))}); repeat that command to go on with it, or "
+                    f"{REPLACE}")
+        elif old and not self._overwrite:
             raise UserError(f"{os.path.join(self.directory, old[0])}: exists; {REPLACE}")
         for file in [*old, os.path.basename(self._progress)]:
             self._remove(file)
@@ -123,12 +123,17 @@ class Output:
         Raises:
             UserError: a file of other content exists and --overwrite was not given.
         """
-        self.refuse_other(path, text)
-        tf.io.gfile.makedirs(os.path.dirname(path) or ".")
+        self.prepare(path, text)
         write_atomically(path, text)
 
-    def refuse_other(self, path, text):
-        """Raises UserError if `path` exists with other content and may not be replaced."""
+    def prepare(self, path, text):
+        """Makes the directory of a file that will be written.
+
+        Raises:
+            UserError: that cannot be done, or the file exists with other content and may not be
+                replaced.
+        """
+        _make_directory(os.path.dirname(path) or ".", f"{path}: its directory")
         if self._overwrite or not tf.io.gfile.exists(path):
             return
         with tf.io.gfile.GFile(path) as file:
@@ -173,6 +178,15 @@ class Output:
                         f"--name {self.name}: {self.directory} holds the dataset {other!r}, and a "
                         f"glob for {short!r} would match the shards of {long!r}; give another "
                         "--name or --output_dir")
+
+
+def _make_directory(directory, what):
+    """Makes a directory if it is absent; `what` it is begins the refusal."""
+    try:
+        tf.io.gfile.makedirs(directory)
+    except tf.errors.OpError as error:
+        raise UserError(f"{what} {directory}: cannot be made: {error.message}; choose another "
+                        "directory") from error
 
 
 def _first_difference(old, new):

@@ -6,13 +6,12 @@ Three kinds: bbpe, byte-level BPE (lossless, any text); bpe, BPE over the corpus
 others become <unk>; char, one id per character of the corpus.
 """
 
-import argparse
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads the files, no more
 
+from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
 EOS, UNKNOWN = "<|endoftext|>", "<unk>"
@@ -22,8 +21,7 @@ PIECE_CHARS = 1 << 16  # the trainer takes text in pieces, so that its queue sta
 
 def parse_args(argv=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("corpus", nargs="+",
                         help="files (.txt .jsonl .tar, also compressed), directories or globs")
     parser.add_argument("--out", required=True, metavar="FILE.json", help="the file to write")
@@ -187,12 +185,8 @@ def report(encoder, sample, asked):
 def main(argv=None):
     """The program; a user's mistake is one line and exit status 2."""
     args = parse_args(argv)
-    try:
-        train(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    quiet_libraries()
+    return status_of(train, args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Which devices a mesh runs on: CPU cores' virtual devices or GPUs."""
 
+from configs.errors import UserError
 from mesh.compat import mtf, tf
 
 
@@ -14,6 +15,24 @@ def device_names(config):
     return list(config.gpu_ids)
 
 
+def check_present(config):
+    """Refuses GPUs that this machine does not have.
+
+    TensorFlow would place what belongs on them on the CPU without a word.
+
+    Raises:
+        UserError: names the first absent one.
+    """
+    if not config.gpu_ids:
+        return
+    there = len(tf.config.list_physical_devices("GPU"))
+    for name in config.gpu_ids:
+        if int(name.rpartition(":")[2]) >= there:
+            raise UserError(f"gpu_ids: {name} is not there; TensorFlow sees {there or 'no'} GPU"
+                            f"{'' if there == 1 else 's'}: see to the driver, or leave --gpu_ids "
+                            "out for CPU devices")
+
+
 def mesh_impl(config):
     """The mtf mesh implementation that places each slice on its device."""
     shape = mtf.Shape([mtf.Dimension(name, size) for name, size in config.mesh])
@@ -23,6 +42,9 @@ def mesh_impl(config):
 
 def session_config(config):
     """A tf.ConfigProto with enough virtual CPU devices for the mesh."""
-    proto = tf.ConfigProto(device_count={"CPU": config.mesh_size}, allow_soft_placement=True)
+    counts = {"CPU": config.mesh_size}
+    if not config.gpu_ids:
+        counts["GPU"] = 0  # or TensorFlow would put what names no device on a GPU
+    proto = tf.ConfigProto(device_count=counts, allow_soft_placement=True)
     proto.gpu_options.allow_growth = True
     return proto

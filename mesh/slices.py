@@ -8,7 +8,13 @@ The gradient of an input is summed over exactly those mesh axes that split an ou
 input: there each slice has seen only its own part of the outputs.
 """
 
+import functools
+import math
+
 from mesh.compat import mtf, tf
+
+# A smaller tensor does not pay for the launch of a compiled kernel.
+_LEAST_TO_COMPILE = 1 << 14
 
 
 class Slices:
@@ -20,6 +26,20 @@ class Slices:
     def map(self, fn, *laid_out):
         """Applies `fn`, from tf tensors to a tf tensor or a tuple of them, to every slice."""
         return self._impl.slicewise(fn, *laid_out)
+
+    def map_elementwise(self, fn, *laid_out):
+        """`map` for a chain of element by element operations that is worth one compiled kernel.
+
+        On CPUs TensorFlow runs each of them by itself, through memory; on TPUs all is compiled.
+
+        Args:
+          fn: a function that lives as long as the program, or it would be compiled time and again.
+          laid_out: see `map`; the first one's size decides whether it is worth it.
+        """
+        size = math.prod(laid_out[0].to_laid_out_tensor().slice_shape)
+        devices = getattr(self._impl, "devices", None)
+        on_cpus = devices and all(not d or d.lower().startswith("cpu") for d in devices)
+        return self.map(_compiled(fn) if on_cpus and size >= _LEAST_TO_COMPILE else fn, *laid_out)
 
     def sum(self, x, dim):
         """Sums `x` over the slices that hold different parts of dimension `dim`."""
@@ -136,7 +156,30 @@ def _set_outputs(lowering, op, values):
         lowering.set_tensor_lowering(output, value)
 
 
-def local(fn, inputs, outputs, grad=None, name="local"):
+@functools.cache
+def _compiled(fn):
+    return tf.function(fn, autograph=False, jit_compile=True)
+
+
+def _tensorflow_gradient(fn, n_inputs):
+    """TensorFlow's own gradient of `fn`: (inputs, outputs, gradients of outputs) -> a tuple."""
+    def gradient(*args):
+        # Fresh identities keep tf.gradients from walking the rest of the graph.
+        xs = [tf.identity(x) for x in args[:n_inputs]]
+        ys = fn(*xs)
+        n_outputs = len(ys) if isinstance(ys, tuple) else 1
+        dxs = tf.gradients(ys, xs, grad_ys=list(args[-n_outputs:]), unconnected_gradients="zero")
+        return tuple(tf.convert_to_tensor(dx) for dx, x in zip(dxs, xs, strict=True)
+                     if x.dtype.is_floating)
+
+    return gradient
+
+
+# The same function for the same arguments, so that it is compiled once.
+_lasting_gradient = functools.cache(_tensorflow_gradient)
+
+
+def local(fn, inputs, outputs, grad=None, elementwise=False, name="local"):
     """Applies a TensorFlow function to every slice by itself.
 
     The function must be right whichever dimensions are split: element by element, or reducing only
@@ -149,6 +192,7 @@ def local(fn, inputs, outputs, grad=None, name="local"):
       grad: (inputs, outputs, gradients of outputs), lists of tf slices, -> a list of gradients, one
         for each input (None for integers). Without it the gradient is TensorFlow's own, which
         computes `fn` again in the backward pass, so that nothing inside of it is kept.
+      elementwise: see Slices.map_elementwise; goes with TensorFlow's own gradient.
       name: a name for the TensorFlow scope.
 
     Returns:
@@ -158,21 +202,19 @@ def local(fn, inputs, outputs, grad=None, name="local"):
     floating = [x.dtype.is_floating for x in inputs]
 
     def forward(slices, *xs):
-        return slices.map(fn, *xs)
+        return slices.map_elementwise(fn, *xs) if elementwise else slices.map(fn, *xs)
+
+    def given_gradient(*args):
+        n_in, n_out = len(inputs), len(specs)
+        dxs = grad(args[:n_in], args[n_in:n_in + n_out], args[n_in + n_out:])
+        return tuple(dx for dx, f in zip(dxs, floating, strict=True) if f)
 
     def backward(slices, ins, outs, grads):
-        def one_slice(*args):
-            xs = args[:len(ins)]
-            if grad:
-                dxs = grad(xs, args[len(ins):-len(grads)], args[-len(grads):])
-            else:
-                # Fresh identities keep tf.gradients from walking the rest of the graph.
-                xs = [tf.identity(x) for x in xs]
-                dxs = tf.gradients(fn(*xs), xs, grad_ys=list(args[-len(grads):]),
-                                   unconnected_gradients="zero")
-            return tuple(tf.convert_to_tensor(dx) for dx, f in zip(dxs, floating, strict=True) if f)
-
-        found = slices.map(one_slice, *ins, *outs, *grads)
+        if elementwise:
+            found = slices.map_elementwise(_lasting_gradient(fn, len(ins)), *ins, *outs, *grads)
+        else:
+            gradient = given_gradient if grad else _tensorflow_gradient(fn, len(ins))
+            found = slices.map(gradient, *ins, *outs, *grads)
         return [found[sum(floating[:i])] if f else None for i, f in enumerate(floating)]
 
     result = SliceOperation(forward, backward, inputs, specs, name).outputs

@@ -21,8 +21,7 @@ def causal(ctx, qkv, rotary_dims, rate, site):
     """Causal softmax attention in full form (Vaswani et al. 2017, section 3.2).
 
     Scores are scaled by 1/√d, softmax is float32. The backward pass computes the probabilities
-    again from the log of their partition function, so that no [sequence, sequence] tensor is kept
-    (Dao et al. 2022, section 3.1).
+    again, so that no [sequence, sequence] tensor is kept (Dao et al. 2022, section 3.1).
 
     Args:
       ctx: the models.layers.Context.
@@ -46,33 +45,29 @@ def causal(ctx, qkv, rotary_dims, rate, site):
         return tf.cast(mask, tf.float32) / (1.0 - rate)
 
     def split(x):
-        """[b, s, qkv, h, d] -> three [b, h, s, d], rotated."""
+        """[b, s, qkv, h, d] -> three [b, h, s, d], rotated, the queries scaled."""
         q, k, v = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
         if rotary_dims:
             cos, sin = positions.rotary_angles(tf.range(sequence.size), rotary_dims)
             q, k = (positions.rotate(t, cos, sin, rotary_dims) for t in (q, k))
-        return q, k, v
+        return q * tf.cast(features.size ** -0.5, q.dtype), k, v
 
-    def scores(q, k, rows):
-        s = tf.cast(tf.matmul(q[:, :, rows[0]:rows[1]], k[:, :, :rows[1]], transpose_b=True),
-                    tf.float32) * features.size ** -0.5
-        visible = tf.range(rows[1])[None, :] <= tf.range(*rows)[:, None]
-        return tf.where_v2(visible, s, -1e9)
+    def probabilities(q, k, rows):
+        s = tf.matmul(q[:, :, rows[0]:rows[1]], k[:, :, :rows[1]], transpose_b=True)
+        visible = np.arange(rows[1])[None, :] <= np.arange(*rows)[:, None]
+        return tf.nn.softmax(tf.where_v2(visible, tf.cast(s, tf.float32), -1e9))
 
     def forward_slice(x, *rest):
         q, k, v = split(x)
-        outs, log_zs = [], []
+        outs = []
         for rows in _query_blocks(sequence.size):
-            s = scores(q, k, rows)
-            log_z = tf.reduce_logsumexp(s, -1, keepdims=True)
-            p = tf.exp(s - log_z)
+            p = probabilities(q, k, rows)
             if drops:
                 p *= keep_scale(rest[0], rest[1:], *q.shape[:2].as_list(), rows, rows[1])
             outs.append(tf.matmul(tf.cast(p, v.dtype), v[:, :, :rows[1]]))
-            log_zs.append(log_z[..., 0])
-        return tf.transpose(tf.concat(outs, 2), [0, 2, 1, 3]), tf.concat(log_zs, 2)
+        return tf.transpose(tf.concat(outs, 2), [0, 2, 1, 3])
 
-    def backward_slice(x, out, log_z, d_out, *rest):
+    def backward_slice(x, out, d_out, *rest):
         x = tf.identity(x)
         q, k, v = split(x)
         d_out = tf.transpose(d_out, [0, 2, 1, 3])
@@ -82,20 +77,20 @@ def causal(ctx, qkv, rotary_dims, rate, site):
         dqs, dks, dvs = [], [], []
         for rows in _query_blocks(sequence.size):
             block = slice(*rows)
-            p = tf.exp(scores(q, k, rows) - log_z[:, :, block, None])
+            p = probabilities(q, k, rows)
             dp = tf.cast(tf.matmul(d_out[:, :, block], v[:, :, :rows[1]], transpose_b=True),
                          tf.float32)
             dropped = p
             if drops:
                 factor = keep_scale(rest[0], rest[1:], *q.shape[:2].as_list(), rows, rows[1])
                 dropped, dp = p * factor, dp * factor
-            ds = tf.cast(p * (dp - inner[:, :, block, None]) * features.size ** -0.5, q.dtype)
+            ds = tf.cast(p * (dp - inner[:, :, block, None]), q.dtype)
             after = [[0, 0], [0, 0], [0, sequence.size - rows[1]], [0, 0]]
             dqs.append(tf.matmul(ds, k[:, :, :rows[1]]))
             dks.append(tf.pad(tf.matmul(ds, q[:, :, block], transpose_a=True), after))
             dvs.append(tf.pad(tf.matmul(tf.cast(dropped, v.dtype), d_out[:, :, block],
                                         transpose_a=True), after))
-        # TensorFlow's own gradient of `split`: transposes and rotations only.
+        # TensorFlow's own gradient of `split`: transposes, rotations and a factor only.
         return tf.gradients([q, k, v], x, [tf.concat(dqs, 2), tf.add_n(dks), tf.add_n(dvs)])[0]
 
     def extra(slices, laid_out):
@@ -110,8 +105,7 @@ def causal(ctx, qkv, rotary_dims, rate, site):
 
     return SliceOperation(
         forward, backward, [qkv] + ([ctx.dropout_key] if drops else []),
-        [([batch, sequence, heads, features], qkv.dtype),
-         ([batch, heads, sequence], tf.float32)], "causal_attention").outputs[0]
+        [([batch, sequence, heads, features], qkv.dtype)], "causal_attention").outputs[0]
 
 
 def masked(qkv, visible):

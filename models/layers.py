@@ -123,4 +123,4 @@ def activation(x, name):
     """Applies the activation called `name`, element by element."""
     if name not in ACTIVATIONS:
         raise UserError(f"activation_function: {name!r} is not one of {', '.join(ACTIVATIONS)}")
-    return slices.local(ACTIVATIONS[name], [x], (x.shape, x.dtype), name=name)
+    return slices.local(ACTIVATIONS[name], [x], (x.shape, x.dtype), elementwise=True, name=name)

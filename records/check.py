@@ -55,6 +55,8 @@ def check_dataset(config, samples=3):
         except splits.NoValidation:
             pass
         except UserError as error:
+            # the same damage, met again, is said with a remedy behind it
+            problems = [problem for problem in problems if not str(error).startswith(problem)]
             problems.append(str(error))
     problems = list(dict.fromkeys(problems))
     for problem in problems:
@@ -81,7 +83,7 @@ def _check_split(config, entry, split, samples):
     split_found = splits.Split(entry.id, split, shards)
     _print_facts(split_found, listed, config.n_ctx)
     if not any(shard.tokens for shard in shards):
-        problems.append(f"dataset {entry.id}: its {split} shards hold no tokens")
+        problems.append(f"dataset {entry.id}: its {len(files)} {split} shards hold no tokens")
     elif samples:
         spec = encoder.spec if encoder else dataset.encoder
         problems += _print_samples(split_found, config, spec, encoder, samples)

@@ -73,7 +73,8 @@ def _glob(pattern, where):
     """The files that match a pattern, in natural order."""
     found = tf.io.gfile.glob(pattern)
     if not found:
-        raise UserError(f"{where}: no file matches {pattern}; make the shards with "
+        here = "" if "://" in pattern or os.path.isabs(pattern) else " from the current directory"
+        raise UserError(f"{where}: no file matches {pattern}{here}; make the shards with "
                         "datasets/create_tfrecords.py or correct the path")
     return sorted(found, key=natural_order)
 
@@ -155,7 +156,8 @@ def split_files(dataset, config, split):
         held_out = held_out or marked
         if not held_out:
             raise NoValidation(f"dataset {dataset} has no validation split; set eval_path in "
-                               "its JSON, or make shards with --val_fraction or --val_tail")
+                               "its JSON, make shards with --val_fraction, or train without "
+                               "evaluations (--set eval_steps=0)")
         files = held_out
     else:
         left_out = {key(file) for file in held_out + marked}

@@ -496,7 +496,7 @@ def test_shakespeare_is_nanogpts_recipe():
     config = schema.load("shakespeare_char")
     assert (config.n_layer, config.n_head, config.n_embd, config.n_ctx) == (4, 4, 128, 64)
     assert (config.train_batch_size, config.train_steps, config.n_vocab) == (12, 2000, 66)
-    assert (config.lr, config.lr * config.lr_min_ratio, config.beta2) == (1e-3, 1e-4, 0.99)
+    assert (config.lr, config.lr * config.lr_min_ratio, config.beta2) == (2e-3, 2e-4, 0.99)
     assert (config.embed_dropout, config.res_dropout, config.attn_dropout) == (0, 0, 0)
     large = schema.load("shakespeare_char_large")
     assert (large.n_layer, large.n_head, large.n_embd, large.n_ctx) == (6, 6, 384, 256)

@@ -26,6 +26,7 @@ REFUSALS = [
     (["--minimum_size", "1000"], "no training document is left of 1 "),
     (["--val_fraction", "0.0001"], "none of 1 documents fell to validation"),
     (["--output_dir", __file__ + "/x"], "/x: cannot be made"),
+    (["--write_dataset_config", __file__ + "/x/d.json"], "d.json: its directory"),
     (["--encoder", "char:vocabulary.json"], "vocabulary.json"),
 ]
 
@@ -47,6 +48,12 @@ def test_unreadable_and_empty_inputs_are_refused_by_name(tmp_path, capsys):
     (tmp_path / "empty.txt").write_bytes(b"\xff")
     run(tmp_path, status=2)
     assert "empty.txt: unreadable" in capsys.readouterr().err
+    # what was refused before it began stands in nobody's way
+    (tmp_path / "empty.txt").unlink()
+    directory, manifest = run(tmp_path)
+    assert split_documents(directory, manifest, "train") == ["good"]
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "d.train.index", "d_0_1.tfrecords", "d_manifest.json"]
 
 
 def test_a_character_that_the_encoder_lacks_names_the_document(tmp_path, capsys):
@@ -86,13 +93,13 @@ def test_an_unfinished_run_of_other_settings_is_named(tmp_path, capsys, monkeypa
             run(tmp_path, *flags)
     gc.collect()
     run(tmp_path, *flags[:-1], "4", status=2)
-    assert "another seed (3, now 4)" in capsys.readouterr().err
+    assert "other settings (seed: 3, now 4)" in capsys.readouterr().err
     run(tmp_path, *flags, "--val_fraction", "0.5", status=2)
-    assert "another val_fraction (0.0, now 0.5)" in capsys.readouterr().err
+    assert "other settings (val_fraction: 0.0, now 0.5)" in capsys.readouterr().err
     before = contents(tmp_path / "out")
     write_jsonl(tmp_path / "a.jsonl", corpus(5, 31))
     run(tmp_path, *flags, status=2)
-    assert "another sizes of inputs" in capsys.readouterr().err
+    assert "other settings (sizes of inputs: " in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
     directory, manifest = run(tmp_path, *flags[:-1], "4", "--overwrite")
     expected = [text for text in corpus(5, 31) if text]

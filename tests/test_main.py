@@ -168,6 +168,14 @@ def test_mistakes_in_a_process_of_its_own(root, tmp_path):
     assert "Traceback" in run(root, "--model", "bad.json", "--debug", cwd=tmp_path).stderr
 
 
+def test_a_prompt_that_is_no_text_is_refused(capsys, calls, tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"\x1f\x8b\x00")
+    message = refused(capsys, "--model", "demo", "--predict", "--prompt", str(path))
+    assert f"--prompt {path}: no UTF-8 text" in message
+    assert calls == []
+
+
 def test_mistakes_found_by_a_job_are_one_line(capsys, calls, monkeypatch):
     def fail(config, **kwargs):
         raise UserError("runs/demo: two\nlines")

@@ -28,6 +28,18 @@ def test_gpu_devices():
         devices.device_names(graphs.config(gpu_ids=["0"], **split))
 
 
+def test_absent_gpus_are_refused(monkeypatch):
+    split = dict(mesh_shape="x:2", layout="batch:x")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    devices.check_present(graphs.config())
+    devices.check_present(graphs.config(gpu_ids=["0"]))
+    with pytest.raises(UserError, match="device:GPU:1 is not there; TensorFlow sees 1 GPU:"):
+        devices.check_present(graphs.config(gpu_ids=["0", "1"], **split))
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    with pytest.raises(UserError, match="gpu_ids: device:GPU:0 is not there; .* sees no"):
+        devices.check_present(graphs.config(gpu_ids=["0"]))
+
+
 def test_slices_lie_where_the_mesh_says():
     config = graphs.config(mesh_shape="x:2,y:2", layout="batch:x,embd:y")
     batch, embd = graphs.dim("batch", 4), graphs.dim("embd", 6)

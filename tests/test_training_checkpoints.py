@@ -2,8 +2,8 @@
 
 import json
 
+import jobs
 import pytest
-import runs
 
 import encoders
 from configs import schema
@@ -21,7 +21,7 @@ def record(**changes):
 
 @pytest.fixture
 def config(tmp_path):
-    return schema.load(runs.config(tmp_path, runs.dataset(tmp_path)))
+    return schema.load(jobs.config(tmp_path, jobs.dataset(tmp_path)))
 
 
 def test_windows_add_up_over_changes_of_the_batch_size():

@@ -2,9 +2,9 @@
 
 import types
 
+import jobs
 import numpy as np
 import pytest
-import runs
 
 from mesh.compat import mtf, tf
 from training import hooks
@@ -71,8 +71,8 @@ def test_slices_are_saved_and_old_checkpoints_deleted(tmp_path):
     directory = str(tmp_path)
     for steps in (3, 2, 4):
         save_run(directory, steps)
-    assert runs.steps(directory) == [5, 9]
-    saved = runs.weights(directory)
+    assert jobs.steps(directory) == [5, 9]
+    saved = jobs.weights(directory)
     np.testing.assert_array_equal(saved["w"], np.full(4, 9.0))
     assert saved["global_step"] == 9
 
@@ -82,14 +82,14 @@ def test_nothing_is_saved_when_training_fails(tmp_path):
     save_run(directory, 3)
     with pytest.raises(RuntimeError):
         save_run(directory, 2, fails=True)
-    assert runs.steps(directory) == [3]
+    assert jobs.steps(directory) == [3]
 
 
 def test_a_moved_run_goes_on(tmp_path):
     save_run(str(tmp_path / "a"), 3)
     (tmp_path / "a").rename(tmp_path / "b")
     save_run(str(tmp_path / "b"), 2)
-    np.testing.assert_array_equal(runs.weights(str(tmp_path / "b"))["w"], np.full(4, 5.0))
+    np.testing.assert_array_equal(jobs.weights(str(tmp_path / "b"))["w"], np.full(4, 5.0))
 
 
 def test_bar_counts_session_runs(monkeypatch):

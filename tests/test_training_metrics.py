@@ -5,8 +5,8 @@ import logging
 import math
 import types
 
+import jobs
 import pytest
-import runs
 
 from training import metrics
 
@@ -49,7 +49,7 @@ def test_a_hopeless_loss_has_a_perplexity_that_is_json():
 def test_lines_are_appended(tmp_path):
     for step in (1, 2):
         metrics.append_line(str(tmp_path), {"step": step, "eval_loss": None})
-    assert runs.metrics(tmp_path) == [{"step": 1, "eval_loss": None},
+    assert jobs.metrics(tmp_path) == [{"step": 1, "eval_loss": None},
                                       {"step": 2, "eval_loss": None}]
 
 
@@ -58,8 +58,8 @@ def test_what_is_written_is_what_tensorboard_reads(tmp_path, writer):
     writer.text("config", metrics.fenced("a  1\nb  2"), 0)
     writer.scalars({"loss": 1.5, "loss/lm": 1.25}, 3)
     writer.close()
-    assert runs.scalars(tmp_path) == {"loss": {3: 1.5}, "loss/lm": {3: 1.25}}
-    assert runs.shown_text(tmp_path, "config") == {0: "    a  1\n    b  2"}
+    assert jobs.scalars(tmp_path) == {"loss": {3: 1.5}, "loss/lm": {3: 1.25}}
+    assert jobs.shown_text(tmp_path, "config") == {0: "    a  1\n    b  2"}
 
 
 def test_a_resumed_run_replaces_the_steps_that_were_lost(tmp_path):
@@ -70,7 +70,7 @@ def test_a_resumed_run_replaces_the_steps_that_were_lost(tmp_path):
         for step in range(first, first + 5):
             writer.scalars({"loss": value}, step)
         writer.close()
-    assert runs.scalars(tmp_path)["loss"] == {1: 1.0, 2: 1.0, 3: 1.0, **dict.fromkeys(
+    assert jobs.scalars(tmp_path)["loss"] == {1: 1.0, 2: 1.0, 3: 1.0, **dict.fromkeys(
         range(4, 9), 2.0)}
 
 
@@ -90,7 +90,7 @@ def test_rate_is_of_the_steps_after_the_first_of_each_leg(tmp_path, writer, cloc
     writer.close()
     assert meter.tokens_per_second == 80.0
     assert meter.loss == 2.0
-    shown = runs.scalars(tmp_path)
+    shown = jobs.scalars(tmp_path)
     assert shown["tokens_per_second"] == {5: 200.0, 10: 50.0}
     assert shown["gradient_norm"] == {1: 0.75, 5: 0.75, 10: 0.75}
     assert shown["epoch"] == pytest.approx({1: 0.1, 5: 0.5, 10: 1.0})  # 4 of 40 windows a step
@@ -110,4 +110,4 @@ def test_line_on_the_terminal(writer, clock, caplog):
 def test_numbers_of_a_run_are_json(tmp_path):
     line = {"step": 1, **metrics.language_scores(3.0, facts(size=0))}
     metrics.append_line(str(tmp_path), line)
-    assert runs.metrics(tmp_path) == [json.loads(json.dumps(line))]
+    assert jobs.metrics(tmp_path) == [json.loads(json.dumps(line))]

@@ -2,9 +2,9 @@
 
 import math
 
+import jobs
 import numpy as np
 import pytest
-import runs
 import shard_files
 import tfrecord_runs
 from test_models_gpt import gpt2_names
@@ -48,16 +48,16 @@ def negative_log_likelihoods(module, tokens):
 def run(tmp_path_factory):
     """A run of two steps, with a checkpoint and an evaluation after each: its config."""
     directory = tmp_path_factory.mktemp("run")
-    path = runs.config(directory, runs.dataset(directory), n_embd=32, n_layer=2, train_steps=2,
+    path = jobs.config(directory, jobs.dataset(directory), n_embd=32, n_layer=2, train_steps=2,
                        steps_per_checkpoint=1, warmup_steps=2, eval_steps=None, weight_decay=0.0,
                        initializer_range=0.2, gradient_clipping=0.5)
-    assert runs.process(path).summary["step"] == 2
+    assert jobs.process(path).summary["step"] == 2
     return schema.load(path)
 
 
 def test_step_equals_transformers_and_torch(run):
     """The second step: loss, norms and rate, and the AdamW update with its clipped gradient."""
-    before, after = runs.weights(run.model_path, 1), runs.weights(run.model_path, 2)
+    before, after = jobs.weights(run.model_path, 1), jobs.weights(run.model_path, 2)
     module = gpt2(before, run)
     batch = shard_files.rows(run, start=run.train_batch_size, count=run.train_batch_size)
     loss = negative_log_likelihoods(module, batch).mean()
@@ -65,7 +65,7 @@ def test_step_equals_transformers_and_torch(run):
     gradients = [p.grad for p in module.parameters()]
     norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
     masters = [v for name, v in before.items() if "/adam_" not in name and name != "global_step"]
-    shown = {tag: curve[2] for tag, curve in runs.scalars(run.model_path).items()}
+    shown = {tag: curve[2] for tag, curve in jobs.scalars(run.model_path).items()}
     assert norm > run.gradient_clipping, "nothing would be clipped"
     assert shown["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert shown["gradient_norm"] == pytest.approx(norm, rel=1e-4)
@@ -97,7 +97,7 @@ def test_evaluation_equals_transformers(run, step):
     [manifest] = tf.io.gfile.glob(f"{directory}/*_manifest.json")
     [shard] = tf.io.gfile.glob(f"{directory}/*_val_0_*.tfrecords")
     stream = np.concatenate(tfrecord_runs.records(shard))
-    module = gpt2(runs.weights(run.model_path, step), run).eval()
+    module = gpt2(jobs.weights(run.model_path, step), run).eval()
     total = 0.0
     with torch.no_grad():
         for start in range(0, len(stream) - 1, run.n_ctx):
@@ -105,14 +105,14 @@ def test_evaluation_equals_transformers(run, step):
             total += negative_log_likelihoods(module, window).double().sum().item()
     mean = total / (len(stream) - 1)
     assert (len(stream) - 1) % run.n_ctx and (len(stream) - 1) % run.eval_batch_size
-    line = runs.metrics(run.model_path)[step - 1]
+    line = jobs.metrics(run.model_path)[step - 1]
     assert line["step"] == step
     assert line["eval_loss"] == pytest.approx(mean, rel=2e-6)
     assert line["perplexity"] == pytest.approx(math.exp(mean), rel=2e-5)
 
     texts = [bytes(part[:-1].astype(np.uint8)) for part in np.split(
         stream, np.flatnonzero(stream == 256) + 1)[:-1]]
-    assert {text.decode() for text in texts} < set(runs.texts())
+    assert {text.decode() for text in texts} < set(jobs.texts())
     # The mean over targets stands for the first token as well, which is no target.
     bits = mean * len(stream) / math.log(2)
     assert line["bits_per_byte"] == pytest.approx(bits / sum(map(len, texts)), rel=2e-6)
@@ -136,7 +136,7 @@ def test_padding_rows_do_not_count_and_half_rows_count_half(run):
                 hook.after_create_session(session.raw_session(), None)
             session.run(update)
             found = session.run([value, spec.loss])
-    module = gpt2(runs.weights(run.model_path, 2), run).eval()
+    module = gpt2(jobs.weights(run.model_path, 2), run).eval()
     with torch.no_grad():
         each = negative_log_likelihoods(module, tokens[:2]).numpy()
     wanted = (each[0].sum() + each[1, :3].sum()) / 11

@@ -7,8 +7,8 @@ import shutil
 import signal
 import struct
 
+import jobs
 import pytest
-import runs
 
 from configs import schema
 
@@ -20,9 +20,9 @@ KEYS = ["step", "train_loss", "eval_loss", "perplexity", "bits_per_byte", "bits_
 def finished(tmp_path_factory):
     """A run of 6 steps with checkpoints at 4 and 6, in a process: (config's path, its Result)."""
     directory = tmp_path_factory.mktemp("finished")
-    path = runs.config(directory, runs.dataset(directory), train_steps=6, steps_per_checkpoint=4,
+    path = jobs.config(directory, jobs.dataset(directory), train_steps=6, steps_per_checkpoint=4,
                        iterations=3, eval_steps=None, res_dropout=0.1, sample_tokens=5)
-    return path, runs.process(path)
+    return path, jobs.process(path)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def trained(finished, tmp_path):
     """A copy of that run to work on: (config's path, model_path)."""
     values = schema.load(finished[0])
     shutil.copytree(values.model_path, tmp_path / "run")
-    return runs.config(tmp_path, values.datasets[0].id, train_steps=6, steps_per_checkpoint=4,
+    return jobs.config(tmp_path, values.datasets[0].id, train_steps=6, steps_per_checkpoint=4,
                        iterations=3, eval_steps=None, res_dropout=0.1), tmp_path / "run"
 
 
@@ -62,7 +62,7 @@ def test_progress_goes_to_stderr_one_line_each(finished):
 
 def test_metrics_hold_a_line_for_each_evaluation(finished):
     path, result = finished
-    first, last = runs.metrics(schema.load(path).model_path)
+    first, last = jobs.metrics(schema.load(path).model_path)
     assert list(first) == list(last) == KEYS
     assert (first["step"], last["step"]) == (4, 6)
     assert {**last, "seconds": 0} == {**result.summary, "seconds": 0}
@@ -74,7 +74,7 @@ def test_metrics_hold_a_line_for_each_evaluation(finished):
 def test_tensorboard_shows_the_run(finished):
     path, result = finished
     config = schema.load(path)
-    shown = runs.scalars(config.model_path)
+    shown = jobs.scalars(config.model_path)
     assert set(shown) == {"loss", "loss/lm", "learning_rate", "gradient_norm", "parameter_norm",
                           "tokens_per_second", "epoch"}
     for tag, curve in shown.items():
@@ -83,14 +83,14 @@ def test_tensorboard_shows_the_run(finished):
     assert shown["loss"][6] == result.summary["train_loss"]
     assert shown["loss"][6] < shown["loss"][1]
     assert shown["learning_rate"][1] == pytest.approx(config.lr)
-    evaluated = runs.scalars(os.path.join(config.model_path, "eval"))
+    evaluated = jobs.scalars(os.path.join(config.model_path, "eval"))
     assert evaluated["loss"] == {line["step"]: pytest.approx(line["eval_loss"])
-                                 for line in runs.metrics(config.model_path)}
+                                 for line in jobs.metrics(config.model_path)}
     assert set(evaluated) == {"loss", "loss/lm", "perplexity", "bits_per_byte",
                               "bits_per_decoded_byte"}
-    [text] = runs.shown_text(config.model_path, "config").values()
+    [text] = jobs.shown_text(config.model_path, "config").values()
     assert ["n_embd", "16", "file"] in [line.split() for line in text.splitlines()]
-    assert list(runs.shown_text(config.model_path, "sample")) == [4, 6]
+    assert list(jobs.shown_text(config.model_path, "sample")) == [4, 6]
 
 
 def test_config_is_kept_as_one_that_can_be_used(finished):
@@ -101,7 +101,7 @@ def test_config_is_kept_as_one_that_can_be_used(finished):
 
 def test_directory_holds_checkpoints_and_no_temporary_files(finished):
     model_path = schema.load(finished[0]).model_path
-    assert runs.steps(model_path) == [4, 6]
+    assert jobs.steps(model_path) == [4, 6]
     names = {name.partition(".")[0] for name in os.listdir(model_path)}
     assert names == {"model", "checkpoint", "config", "run", "metrics", "events", "eval"}
     assert not [name for name in os.listdir(model_path) if name.endswith(".tmp")]
@@ -112,7 +112,7 @@ def test_directory_holds_checkpoints_and_no_temporary_files(finished):
 def test_train_steps_already_reached(trained, capsys, finished):
     path, model_path = trained
     before = contents(model_path)
-    result = runs.here(capsys, path)
+    result = jobs.here(capsys, path)
     assert "nothing to train: step 6 of train_steps = 6" in result.stderr
     assert result.summary["step"] == 6 and result.summary["train_loss"] is None
     assert result.summary["eval_loss"] == pytest.approx(finished[1].summary["eval_loss"], abs=1e-6)
@@ -122,35 +122,35 @@ def test_train_steps_already_reached(trained, capsys, finished):
 def test_eval_prints_and_appends_the_same_scores(trained, capsys, finished):
     path, model_path = trained
     before = contents(model_path)
-    summary = runs.here(capsys, path, "--eval").summary
+    summary = jobs.here(capsys, path, "--eval").summary
     assert list(summary) == KEYS and summary["train_loss"] is None
     for key in ("step", "eval_loss", "perplexity", "bits_per_byte"):
         assert summary[key] == pytest.approx(finished[1].summary[key], rel=1e-6)
-    assert runs.metrics(model_path)[-1] == summary
+    assert jobs.metrics(model_path)[-1] == summary
     assert contents(model_path) == before
 
 
 def test_eval_without_a_checkpoint(tmp_path, capsys):
-    path = runs.config(tmp_path, runs.dataset(tmp_path))
-    assert "no checkpoint there; train first" in runs.here(capsys, path, "--eval").error
+    path = jobs.config(tmp_path, jobs.dataset(tmp_path))
+    assert "no checkpoint there; train first" in jobs.here(capsys, path, "--eval").error
 
 
 @pytest.mark.parametrize("flags", [(), ("--eval",)])
 def test_another_architecture_is_refused_by_its_key(trained, capsys, flags):
     path, model_path = trained
     before = contents(model_path)
-    error = runs.here(capsys, path, "--set", "n_embd=32", *flags).error
+    error = jobs.here(capsys, path, "--set", "n_embd=32", *flags).error
     assert "weights have n_embd = 16, the config 32" in error
     assert contents(model_path) == before
 
 
 def test_another_encoder_is_refused_with_its_hash(tmp_path, capsys):
     """Two alphabets of the same size, so that the shapes are alike."""
-    data = [runs.dataset(tmp_path, name, [letters * 20] * 16, "char")
+    data = [jobs.dataset(tmp_path, name, [letters * 20] * 16, "char")
             for name, letters in (("abc", "abca"), ("abd", "abda"))]
-    first = runs.config(tmp_path, data[0], train_steps=1)
-    assert runs.here(capsys, first).summary["step"] == 1
-    error = runs.here(capsys, runs.config(tmp_path, data[1], train_steps=2)).error
+    first = jobs.config(tmp_path, data[0], train_steps=1)
+    assert jobs.here(capsys, first).summary["step"] == 1
+    error = jobs.here(capsys, jobs.config(tmp_path, data[1], train_steps=2)).error
     assert "trained with encoder char:" in error and "abc" in error and "abd" in error
     known = json.loads((tmp_path / "run" / "run.json").read_text())["encoder"]["hash"]
     assert known in error
@@ -161,7 +161,7 @@ def test_another_encoder_is_refused_with_its_hash(tmp_path, capsys):
 def test_new_without_a_terminal_needs_yes(trained, capsys):
     path, model_path = trained
     before = contents(model_path)
-    error = runs.here(capsys, path, "--new").error
+    error = jobs.here(capsys, path, "--new").error
     assert f"would delete the run in {model_path} (step 6); give --yes" in error
     assert contents(model_path) == before
 
@@ -184,7 +184,7 @@ def test_new_asks_and_keeps_the_run_unless_told_yes(trained, capsys, monkeypatch
     path, model_path = trained
     before = contents(model_path)
     monkeypatch.setattr("sys.stdin", Terminal(answer))
-    result = runs.here(capsys, path, "--new")
+    result = jobs.here(capsys, path, "--new")
     assert f"Delete the run in {model_path} (step 6)? [y/N]" in result.stderr
     assert "is kept" in result.stderr and result.status == 2
     assert contents(model_path) == before
@@ -197,40 +197,40 @@ def test_new_starts_from_nothing(trained, capsys, monkeypatch, flags, answer):
     (model_path / "notes.txt").write_text("mine")
     if answer:
         monkeypatch.setattr("sys.stdin", Terminal(answer))
-    result = runs.here(capsys, path, *flags, "--set", "n_embd=8", "--set", "train_steps=2")
+    result = jobs.here(capsys, path, *flags, "--set", "n_embd=8", "--set", "train_steps=2")
     assert result.summary["step"] == 2
-    assert runs.steps(model_path) == [2]
+    assert jobs.steps(model_path) == [2]
     assert not (model_path / "events.out.tfevents.1.old").exists()
     assert (model_path / "notes.txt").read_text() == "mine"
-    assert runs.weights(model_path)["gpt/wpe"].shape == (8, 8)
-    assert [line["step"] for line in runs.metrics(model_path)] == [2]
+    assert jobs.weights(model_path)["gpt/wpe"].shape == (8, 8)
+    assert [line["step"] for line in jobs.metrics(model_path)] == [2]
 
 
 def test_new_deletes_no_directory_that_holds_no_run(tmp_path, capsys):
     mine = tmp_path / "run" / "thesis.txt"
     mine.parent.mkdir()
     mine.write_text("years of work")
-    path = runs.config(tmp_path, runs.dataset(tmp_path), train_steps=1)
-    assert runs.here(capsys, path, "--new").summary["step"] == 1
+    path = jobs.config(tmp_path, jobs.dataset(tmp_path), train_steps=1)
+    assert jobs.here(capsys, path, "--new").summary["step"] == 1
     assert mine.read_text() == "years of work"
 
 
 # Checkpoints.
 
 def test_keep_deletes_older_checkpoints_over_legs_and_processes(tmp_path, capsys):
-    path = runs.config(tmp_path, runs.dataset(tmp_path), train_steps=3, steps_per_checkpoint=1,
+    path = jobs.config(tmp_path, jobs.dataset(tmp_path), train_steps=3, steps_per_checkpoint=1,
                        keep=2)
-    assert runs.here(capsys, path).summary["step"] == 3
-    assert runs.steps(str(tmp_path / "run")) == [2, 3]
-    assert runs.here(capsys, path, "--set", "train_steps=4").summary["step"] == 4
-    assert runs.steps(str(tmp_path / "run")) == [3, 4]
+    assert jobs.here(capsys, path).summary["step"] == 3
+    assert jobs.steps(str(tmp_path / "run")) == [2, 3]
+    assert jobs.here(capsys, path, "--set", "train_steps=4").summary["step"] == 4
+    assert jobs.steps(str(tmp_path / "run")) == [3, 4]
 
 
 def test_fewer_steps_than_between_checkpoints(tmp_path, capsys):
-    path = runs.config(tmp_path, runs.dataset(tmp_path), train_steps=2, steps_per_checkpoint=50)
-    summary = runs.here(capsys, path).summary
+    path = jobs.config(tmp_path, jobs.dataset(tmp_path), train_steps=2, steps_per_checkpoint=50)
+    summary = jobs.here(capsys, path).summary
     assert summary["step"] == 2 and summary["eval_loss"] is None and summary["train_loss"] > 0
-    assert runs.steps(str(tmp_path / "run")) == [2]
+    assert jobs.steps(str(tmp_path / "run")) == [2]
 
 
 # What goes wrong on the way.
@@ -238,16 +238,16 @@ def test_fewer_steps_than_between_checkpoints(tmp_path, capsys):
 def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(trained, capsys):
     path, model_path = trained
     before = contents(model_path)
-    error = runs.here(capsys, path, "--set", "train_steps=12", "--set", "lr=1e37", "--set",
+    error = jobs.here(capsys, path, "--set", "train_steps=12", "--set", "lr=1e37", "--set",
                       "gradient_clipping=0").error
     assert "the loss is not a number any more" in error and "lower lr" in error
     assert str(model_path) in error
     assert contents(model_path) == before
-    assert runs.here(capsys, path, "--set", "train_steps=7").summary["step"] == 7
+    assert jobs.here(capsys, path, "--set", "train_steps=7").summary["step"] == 7
 
 
 def test_a_damaged_shard_is_named_with_the_place(tmp_path, capsys):
-    data = runs.dataset(tmp_path)
+    data = jobs.dataset(tmp_path)
     [shard] = (tmp_path / "tiny").glob("tiny_[0-9]*.tfrecords")
     content = bytearray(shard.read_bytes())
     offset = 0
@@ -255,19 +255,63 @@ def test_a_damaged_shard_is_named_with_the_place(tmp_path, capsys):
         offset += 16 + struct.unpack("<Q", content[offset:offset + 8])[0]
     content[offset + 20] ^= 255
     shard.write_bytes(content)
-    error = runs.here(capsys, runs.config(tmp_path, data)).error
+    error = jobs.here(capsys, jobs.config(tmp_path, data)).error
     assert str(shard) in error and str(offset) in error, error
+
+
+def test_a_damaged_checkpoint_is_named(trained, capsys):
+    path, model_path = trained
+    [data] = model_path.glob("model.ckpt-6.data*")
+    data.write_bytes(data.read_bytes()[:1000])
+    before = contents(model_path)
+    for flags in (["--set", "train_steps=7"], ["--eval"], ["--predict"]):
+        error = jobs.here(capsys, path, *flags).error
+        assert f"{model_path}/model.ckpt-6: the checkpoint is damaged" in error
+    assert contents(model_path) == before
+
+
+def test_another_optimizer_is_refused(trained, capsys):
+    path, model_path = trained
+    before = contents(model_path)
+    error = jobs.here(capsys, path, "--set", "train_steps=7", "--set", "opt_name=adafactor").error
+    assert f"{model_path}/model.ckpt-6: has no gpt/" in error and "opt_name" in error
+    assert contents(model_path) == before
+
+
+def test_what_cannot_be_written_is_named_by_its_key(trained, capsys):
+    path, _ = trained
+    error = jobs.here(capsys, path, "--model_path", __file__).error
+    assert f"model_path: {__file__} cannot be written" in error
+    error = jobs.here(capsys, path, "--predict", "--max_new_tokens", 1, "--set",
+                      f"predict_path={__file__}/samples").stderr
+    assert f"predict_path: {__file__}/samples cannot be written" in error
+
+
+def test_without_a_validation_split_the_remedies_are_named(tmp_path, capsys):
+    data = jobs.dataset(tmp_path)
+    for shard in (tmp_path / "tiny").glob("tiny_val_*.tfrecords"):
+        shard.unlink()
+    for manifest in (tmp_path / "tiny").glob("*_manifest.json"):
+        manifest.unlink()
+    with open(data, encoding="utf-8") as file:
+        values = {**json.load(file), "eval_path": None}
+    with open(data, "w", encoding="utf-8") as file:
+        json.dump(values, file)
+    path = jobs.config(tmp_path, data, eval_steps=None)
+    error = jobs.here(capsys, path).error
+    assert "has no validation split; set eval_path" in error and "eval_steps=0" in error
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_interrupt_gives_130(tmp_path):
-    path = runs.config(tmp_path, runs.dataset(tmp_path), train_steps=1000000,
+    path = jobs.config(tmp_path, jobs.dataset(tmp_path), train_steps=1000000,
                        steps_per_checkpoint=1000000)
     # A background job of a shell ignores the signal, and hands that on to its children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    running = runs.start(path)
+    running = jobs.start(path)
     try:
-        runs.wait_for(running, "step       3/")
+        jobs.wait_for(running, "step       3/")
         running.send_signal(signal.SIGINT)
         stdout, stderr = running.communicate(timeout=60)
     finally:

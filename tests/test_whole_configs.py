@@ -5,15 +5,15 @@ import math
 import os
 
 import graphs
+import jobs
 import pytest
-import runs
 
 from configs import schema
 from configs.dataset import DatasetConfig
 from training import model_fn, run
 
-CONFIGS = sorted(os.path.basename(path) for path in glob.glob(f"{runs.ROOT}/configs/*.json"))
-DATASETS = sorted(glob.glob(f"{runs.ROOT}/configs/datasets/*.json"))
+CONFIGS = sorted(os.path.basename(path) for path in glob.glob(f"{jobs.ROOT}/configs/*.json"))
+DATASETS = sorted(glob.glob(f"{jobs.ROOT}/configs/datasets/*.json"))
 
 
 def test_there_are_configs():
@@ -23,7 +23,7 @@ def test_there_are_configs():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_says_what_it_is(name):
     """Its command, with its own name, and what comes out."""
-    about = schema.load(f"{runs.ROOT}/configs/{name}").about
+    about = schema.load(f"{jobs.ROOT}/configs/{name}").about
     stem = os.path.splitext(name)[0]
     assert f"--model {stem}" in about or f"make {stem}" in about, about
     assert "Expected" in about and "ime" in about
@@ -31,7 +31,7 @@ def test_says_what_it_is(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_its_datasets_are_shipped(name):
-    config = schema.load(f"{runs.ROOT}/configs/{name}")
+    config = schema.load(f"{jobs.ROOT}/configs/{name}")
     for entry in config.datasets:
         assert schema.dataset_path(entry.id) in DATASETS
     assert max(d.n_vocab for d in config.dataset_configs.values()) <= config.n_vocab
@@ -41,7 +41,7 @@ def test_its_datasets_are_shipped(name):
 def test_dataset_says_how_it_is_made(path):
     with open(path, encoding="utf-8") as file:
         dataset = DatasetConfig.from_json(file.read(), path)
-    assert dataset.encoder and dataset.eos_id == dataset.n_vocab - 1
+    assert dataset.encoder and 0 <= dataset.eos_id < dataset.n_vocab
     assert "create_tfrecords" in dataset.about or "make" in dataset.about
 
 
@@ -53,7 +53,7 @@ def scaled_down(config, tmp_path):
         train_batch_size=2 * config.batch_split, eval_batch_size=2 * config.batch_split,
         warmup_steps=min(1, config.warmup_steps), lr_decay_end=None, gpu_ids=[], sample_tokens=0,
         eval_steps=config.eval_steps and 1, model_path=str(tmp_path / "run"),
-        datasets=[[runs.dataset(tmp_path), 1, "chunks", 1.0]])
+        datasets=[[jobs.dataset(tmp_path), 1, "chunks", 1.0]])
     if config.tokens_per_mb_per_replica:
         keys["tokens_per_mb_per_replica"] = 8  # a row at a time
     return config.replace(**keys)
@@ -62,7 +62,7 @@ def scaled_down(config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_trains_two_steps(name, tmp_path, monkeypatch):
-    shipped = schema.load(f"{runs.ROOT}/configs/{name}")
+    shipped = schema.load(f"{jobs.ROOT}/configs/{name}")
     config = scaled_down(shipped, tmp_path)
     assert (config.mesh_shape, config.layout) == (shipped.mesh_shape, shipped.layout)
     assert (config.num_microbatches > 1) == bool(shipped.tokens_per_mb_per_replica)
@@ -80,7 +80,7 @@ def test_trains_two_steps(name, tmp_path, monkeypatch):
     monkeypatch.setattr(model_fn, "lower", lower_and_look)
     run.train(config)
     assert "gpt/h1/mlp/out/kernel" in seen
-    assert runs.steps(config.model_path) == [2]
-    losses = runs.losses(config.model_path)
+    assert jobs.steps(config.model_path) == [2]
+    losses = jobs.losses(config.model_path)
     # Nothing is known at first: the loss is that of equally likely ids, of which bytes have 257.
     assert losses[0] == pytest.approx(math.log(257), abs=0.15) and losses[1] < losses[0]

@@ -1,16 +1,16 @@
 """The same run on other meshes: the same losses, on slices as the layout says."""
 
 import graphs
+import jobs
 import numpy as np
 import pytest
-import runs
 
 from configs import schema
 from training import model_fn, run
 
 pytestmark = pytest.mark.slow
 
-KEYS = dict(n_layer=2, n_embd=32, n_ctx=16, train_steps=50, warmup_steps=10, **runs.DROPOUT)
+KEYS = dict(n_layer=2, n_embd=32, n_ctx=16, train_steps=50, warmup_steps=10, **jobs.DROPOUT)
 TWO_ROWS = dict(tokens_per_mb_per_replica=2 * 16)  # of 8, 16 tokens each
 
 # name: (mesh_shape, layout, more keys, the run on one device that it has to equal)
@@ -43,7 +43,7 @@ class Runner:
     """Trains, and keeps the loss curves and how the graphs were lowered."""
 
     def __init__(self, directory, monkeypatch):
-        self.directory, self._data, self._curves = directory, runs.dataset(directory), {}
+        self.directory, self._data, self._curves = directory, jobs.dataset(directory), {}
         self.lowered = {}
         self._name = None
         lower = model_fn.lower
@@ -62,15 +62,15 @@ class Runner:
         """The loss of each step of a run; runs of the same name are the same run."""
         if name not in self._curves:
             self._name = name
-            path = runs.config(self.directory, self._data, name=name.replace(" ", "_"),
+            path = jobs.config(self.directory, self._data, name=name.replace(" ", "_"),
                                **{**KEYS, **keys})
             config = schema.load(path)
             run.train(config)
-            self._curves[name] = runs.losses(config.model_path)
+            self._curves[name] = jobs.losses(config.model_path)
         return self._curves[name]
 
     def weights(self, name):
-        return runs.weights(f"{self.directory}/{name.replace(' ', '_')}")
+        return jobs.weights(f"{self.directory}/{name.replace(' ', '_')}")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_slots_end_as_on_one_device(runner):
 
 
 def test_microbatches_change_nothing_but_dropouts_choice(runner):
-    off = dict.fromkeys(runs.DROPOUT, 0.0)
+    off = dict.fromkeys(jobs.DROPOUT, 0.0)
     whole = runner.losses("no dropout", train_steps=15, **off)
     parts = runner.losses("no dropout, microbatches", train_steps=15, **off, **TWO_ROWS)
     np.testing.assert_allclose(parts, whole, atol=1e-4)

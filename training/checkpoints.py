@@ -7,6 +7,7 @@ A run's directory holds Estimator checkpoints (`model.ckpt-<step>`: masters alon
 import dataclasses
 import json
 import os
+import re
 
 import encoders
 from configs.errors import UserError
@@ -87,6 +88,19 @@ def require_latest(config):
         raise UserError(f"{config.model_path}: no checkpoint there; train first, or give another "
                         "--model_path")
     return checkpoint
+
+
+def explain_restore_error(model_path, error):
+    """One line about a tf.errors.OpError met in reading the newest checkpoint, or None."""
+    path, text = latest(model_path), str(error)
+    missing = re.search(r"Key (\S+) not found in checkpoint", text)
+    if missing:
+        return (f"{path}: has no {missing[1]}; go on with the opt_name and model that it was "
+                "trained with, or start again with --new or another --model_path")
+    if "RestoreV2" not in text:
+        return None
+    return (f"{path}: the checkpoint is damaged or incomplete; copy its files anew, or name an "
+            f"older one in {os.path.join(model_path, 'checkpoint')}")
 
 
 def is_run(model_path):

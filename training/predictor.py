@@ -40,6 +40,7 @@ class Predictor:
     """
 
     def __init__(self, config, encoder):
+        devices.check_present(config)
         self.config, self.encoder = config, encoder
         self.checkpoint = checkpoints.require_latest(config)
         record = checkpoints.read_record(config.model_path)
@@ -178,8 +179,14 @@ class Predictor:
 
     def _restore(self):
         """Reads the weights, and not the optimizer's state."""
-        with self._session.graph.as_default():
-            self._saver.restore(self._session, self.checkpoint)
+        try:
+            with self._session.graph.as_default():
+                self._saver.restore(self._session, self.checkpoint)
+        except tf.errors.OpError as error:
+            line = checkpoints.explain_restore_error(self.config.model_path, error)
+            if line is None:
+                raise
+            raise UserError(line) from error
         self._session.run([self._start_op, self._clear_op])
 
     def _check_shapes(self, masters):
@@ -273,7 +280,11 @@ def _lines():
 
 def _append(path, entry):
     """Appends a line of JSON to a file, whose directory is made if need be."""
-    if os.path.dirname(path):
-        tf.io.gfile.makedirs(os.path.dirname(path))
-    with tf.io.gfile.GFile(path, "a") as file:
-        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    try:
+        if os.path.dirname(path):
+            tf.io.gfile.makedirs(os.path.dirname(path))
+        with tf.io.gfile.GFile(path, "a") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    except tf.errors.OpError as error:
+        raise UserError(f"predict_path: {path} cannot be written ({error.message}); give another "
+                        "path, or null") from error

@@ -8,6 +8,7 @@ import sys
 import time
 
 import inputs
+from configs.command_line import refusal
 from configs.errors import UserError
 from mesh import devices
 from mesh.compat import tf
@@ -30,6 +31,7 @@ def train(config, new=False, yes=False):
       UserError: the data, the config or the directory cannot be used.
     """
     started = time.monotonic()
+    devices.check_present(config)
     facts = inputs.dataset_facts(config, "train")
     evaluating = config.eval_steps != 0
     if evaluating:
@@ -67,6 +69,7 @@ def train(config, new=False, yes=False):
 def evaluate(config):
     """Evaluates the last checkpoint on the validation split; prints a JSON summary line."""
     started = time.monotonic()
+    devices.check_present(config)
     step = checkpoints.step_of(checkpoints.require_latest(config))
     facts = inputs.dataset_facts(config, "validation")
     record = checkpoints.read_record(config.model_path)
@@ -97,9 +100,13 @@ def _begin(config, facts):
         record = checkpoints.RunRecord(config.architecture(), encoder, legs=[])
     data = {"n_ctx": config.n_ctx, "seed": config.seed, "datasets": list(facts.datasets)}
     change = record.begin_leg(step, config.train_batch_size, json.loads(json.dumps(data)))
-    tf.io.gfile.makedirs(config.model_path)
-    checkpoints.write_record(config.model_path, record)
-    checkpoints.write_text(os.path.join(config.model_path, "config.json"), config.to_json())
+    try:
+        tf.io.gfile.makedirs(config.model_path)
+        checkpoints.write_record(config.model_path, record)
+        checkpoints.write_text(os.path.join(config.model_path, "config.json"), config.to_json())
+    except tf.errors.OpError as error:
+        raise UserError(f"model_path: {config.model_path} cannot be written ({error.message}); "
+                        "give another --model_path, or see to its permissions") from error
     if checkpoint:
         logging.info("going on from step %d of %s", step, config.model_path)
     if change:
@@ -156,8 +163,12 @@ def _run_estimator(config, function, *args, **kwargs):
         raise UserError(
             f"{config.model_path}: the loss is not a number any more; the last checkpoint is good: "
             "lower lr, or set gradient_clipping, and start again from it") from error
+    except tf.errors.ResourceExhaustedError as error:
+        raise UserError(f"{refusal(error)}; lower the batch size or n_ctx, or set "
+                        "tokens_per_mb_per_replica or recompute_grad") from error
     except tf.errors.OpError as error:
-        line = inputs.explain_data_error(config, error)
+        line = (checkpoints.explain_restore_error(config.model_path, error)
+                or inputs.explain_data_error(config, error))
         if line is None:
             raise
         raise UserError(line) from error

@@ -1,0 +1,84 @@
+"""What all command lines share: one-line complaints, exit statuses and quiet libraries."""
+
+import argparse
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from configs.errors import UserError
+
+# What a file system, a network or the memory refuses raises these errors of TensorFlow, which is
+# not imported here.
+REFUSALS = ("PermissionDeniedError", "NotFoundError", "ResourceExhaustedError", "UnavailableError",
+            "DataLossError")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, with the nearest flag for an unknown one."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         **options)
+
+    def error(self, message):
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            message += f" (did you mean {near[0]}?)" if near else ""
+        print(f"error: {' '.join(message.split())}; --help lists the flags", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def quiet_libraries() -> None:
+    """Keeps TensorFlow's and Google's own messages from stderr. Comes before their import."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # On import, Google's client library advises on Python versions.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")
+
+
+def refusal(error: Exception) -> str | None:
+    """One line for what the system refused, such as a forbidden file; None for any other error."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if not isinstance(error, OSError) and not any(kind in REFUSALS for kind in kinds):
+        return None
+    text = getattr(error, "message", None) or str(error)
+    # An error of a graph tells first where the operation was made, and what failed after that.
+    failed = re.search(r"^Node: '.*'\n(.*)$", text, re.MULTILINE)
+    line = failed[1] if failed else text.partition("\n")[0]
+    return f"{line}; see to the path, its permissions, free space and memory"
+
+
+def status_of(job: Callable, *args: Any, debug: bool = False,
+              stopped: str = "interrupted") -> int:
+    """Does a command line's job.
+
+    Args:
+        job: a function that returns an exit status, or None for 0.
+        args: its arguments.
+        debug: raise what would be printed as one line.
+        stopped: the line for an interrupt.
+
+    Returns:
+        the exit status: the job's, 2 after a mistake or a refusal of the system, which is said in
+        one line on stderr, 130 after an interrupt.
+    """
+    try:
+        return job(*args) or 0
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `head` or a pager has seen enough
+        os._exit(141)  # what a shell reports for SIGPIPE; a normal exit would flush again and fail
+    except Exception as error:
+        line = str(error) if isinstance(error, UserError) else refusal(error)
+        if debug or line is None:
+            raise
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        return 2
