@@ -1,6 +1,7 @@
 """What happens between steps: progress and checkpoints."""
 
 import os
+import time
 
 from tqdm import tqdm
 
@@ -70,16 +71,23 @@ class SaveAtEnd(tf.train.SessionRunHook):
 
 
 class Bar(tf.train.SessionRunHook):
-    """A progress bar over `total` runs of the session, on a terminal."""
+    """A progress bar over `total` runs of the session, on a terminal, and a clock.
+
+    Attributes:
+      seconds: the time that the runs took, without building and restoring.
+    """
 
     def __init__(self, total, description):
         self._total, self._description = total, description
+        self.seconds = 0.0
 
-    def begin(self):
+    def after_create_session(self, session, coord):
         self._bar = tqdm(total=self._total, desc=self._description, disable=None, leave=False)
+        self._began = time.monotonic()
 
     def after_run(self, run_context, run_values):
         self._bar.update()
+        self.seconds = time.monotonic() - self._began
 
     def end(self, session):
         self._bar.close()

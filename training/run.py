@@ -75,11 +75,11 @@ def evaluate(config):
     record = checkpoints.read_record(config.model_path)
     if record:
         checkpoints.check_fits(config, record, _encoder_facts(facts))
-    scores = _evaluate(config, make_estimator(config, facts, meter=None))
-    seconds = time.monotonic() - started
-    targets = inputs.eval_windows(config).targets
-    line = dict(step=step, train_loss=None, **scores, tokens_per_sec=targets / seconds,
-                seconds=seconds, model_path=config.model_path)
+    clock = hooks.Bar(inputs.eval_windows(config).batches, "evaluating")
+    scores = _evaluate(config, make_estimator(config, facts, meter=None), clock)
+    line = dict(step=step, train_loss=None, **scores,
+                tokens_per_sec=inputs.eval_windows(config).targets / clock.seconds,
+                seconds=time.monotonic() - started, model_path=config.model_path)
     metrics.append_line(config.model_path, line)
     _print_summary(**line)
 
@@ -174,12 +174,12 @@ def _run_estimator(config, function, *args, **kwargs):
         raise UserError(line) from error
 
 
-def _evaluate(config, estimator):
+def _evaluate(config, estimator, bar=None):
     """Scores of the last checkpoint on the validation split, or `eval_steps` batches of it."""
     facts = inputs.dataset_facts(config, "validation")
     batches = inputs.eval_windows(config).batches
-    result = _run_estimator(config, estimator.evaluate, inputs.eval_input_fn(config),
-                            steps=batches, hooks=[hooks.Bar(batches, "evaluating")])
+    result = _run_estimator(config, estimator.evaluate, inputs.eval_input_fn(config), steps=batches,
+                            hooks=[bar or hooks.Bar(batches, "evaluating")])
     loss = float(result["lm"])
     return {"eval_loss": loss, **metrics.language_scores(loss, facts)}
 
