@@ -1,4 +1,5 @@
-"""Input functions: TFRecords → windows of n_ctx + 1 tokens (a model's inputs and their targets).
+"""Input functions: TFRecords → windows of n_ctx + 1 tokens (a model's inputs and their targets), or
+pictures with captions (`model: "clip"`).
 
 Which window comes at which position of a run is a pure function of (config, position): it depends
 neither on the batch size nor on where a run was stopped.
@@ -16,6 +17,9 @@ neither on the batch size nor on where a run was stopped.
 
 Rows are dicts: "tokens" int32 [n_ctx + 1], and "valid" int32 [], the number of targets that count,
 which is n_ctx but at the end of an evaluation.
+
+Pictures come in the same way: what is said of windows here holds for them (records/pictures.py,
+which says what their rows are).
 """
 
 import dataclasses
@@ -28,7 +32,7 @@ import re
 import tensorflow.compat.v1 as tf
 
 from configs.errors import UserError
-from records import sources
+from records import picture_files, sources
 from records.check import check_dataset
 from records.mixing import mixed
 from records.splits import NoValidation
@@ -43,7 +47,8 @@ class Facts:
 
     Attributes:
         tokens: of all datasets together.
-        bytes, decoded_bytes: of the original text and of decode(encode(text)); None if unknown.
+        bytes, decoded_bytes: of the original text and of decode(encode(text)); None if unknown,
+            and of pictures.
         windows: per epoch, all datasets together.
         encoder, encoder_hash, n_vocab, eos_id: of the encoder; all but n_vocab may be None.
         datasets: for each dataset a dict of id, mode, stitch, weight, windows, tokens and shards (a
@@ -79,7 +84,7 @@ def train_input_fn(config, start_window):
 
     Returns:
         A function of TPUEstimator's params that returns an endless tf.data.Dataset of
-        {"tokens": int32 [batch, n_ctx + 1], "valid": int32 [batch]}.
+        {"tokens": int32 [batch, n_ctx + 1], "valid": int32 [batch]}, or of pictures' rows.
 
     Raises:
         UserError: the datasets cannot be read as the config says.
@@ -94,7 +99,7 @@ def train_input_fn(config, start_window):
             rows = readers[0].shuffled(start_window)
         else:
             rows = mixed(config.seed, entries, readers, start_window)
-        return _batches(rows, batch_size, config.n_ctx)
+        return _batches(rows, batch_size)
 
     return input_fn
 
@@ -117,10 +122,10 @@ def eval_input_fn(config):
         batch_size = params.get("batch_size", config.eval_batch_size)
         rows = functools.reduce(lambda a, b: a.concatenate(b),
                                 [reader.in_order() for reader in readers])
-        padding = tf.data.Dataset.from_tensors({"tokens": tf.zeros([config.n_ctx + 1], tf.int32),
-                                                "valid": tf.constant(0, tf.int32)})
+        padding = tf.data.Dataset.from_tensors({name: tf.zeros(spec.shape, spec.dtype)
+                                                for name, spec in rows.element_spec.items()})
         rows = rows.concatenate(padding.repeat(-windows % batch_size))
-        batches = _batches(rows, batch_size, config.n_ctx)
+        batches = _batches(rows, batch_size)
         return batches.take(config.eval_steps) if config.eval_steps else batches
 
     return input_fn
@@ -137,7 +142,7 @@ def eval_windows(config):
     targets = 0
     for reader in readers:
         taken = min(left, reader.windows)
-        targets += min(taken * config.n_ctx, reader.tokens - 1)
+        targets += reader.targets(taken)
         left -= taken
     return EvalSize(windows, batches, targets)
 
@@ -170,7 +175,8 @@ def dataset_facts(config, split):
             "shards": hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]})
     known = next((source for source in datasets if source.split.encoder), datasets[0])
     encoder = known.split.encoder
-    sizes = {fact: [source.split.total(fact) for source in datasets]
+    sizes = {fact: [None if source.mode == sources.PICTURES else source.split.total(fact)
+                    for source in datasets]
              for fact in ("bytes", "decoded_bytes")}
     return Facts(
         tokens=sum(dataset["tokens"] for dataset in described),
@@ -198,7 +204,8 @@ def explain_data_error(config, error):
     if failed:
         return failed[1].replace("] [", " ") + "; see --check_dataset"
     offset = re.search(r"(?:corrupted|truncated) record at (\d+)", message)
-    if not offset and "Dataset was empty" not in message:
+    picture = config.model == "clip" and re.search(r"DecodeImage|ParseSingleExample", message)
+    if not offset and not picture and "Dataset was empty" not in message:
         return None
     for split in ("train", "validation"):
         try:
@@ -208,13 +215,16 @@ def explain_data_error(config, error):
         except UserError as refusal:
             return str(refusal)
         for shard in (shard for source in datasets for shard in source.split.shards):
-            line = shard.damage_near(int(offset[1])) if offset else shard.shortened()
+            if picture:
+                line = next(picture_files.problems(shard.path, config.clip.image_size), None)
+            else:
+                line = shard.damage_near(int(offset[1])) if offset else shard.shortened()
             if line:
                 return line
     return f"a shard is damaged ({message.splitlines()[0]}); --check_dataset finds it"
 
 
-def _batches(rows, batch_size, n_ctx):
+def _batches(rows, batch_size):
     """Rows in batches of a static shape, in order, read ahead."""
     rows = rows.batch(batch_size, drop_remainder=True).prefetch(4)
     options = tf.data.Options()

@@ -15,6 +15,7 @@ examples:
   python main.py --model shakespeare_char --eval
   python main.py --model shakespeare_char --predict --prompt "ROMEO:" --num_samples 3 --top_k 40
   cat prompt.txt | python main.py --model shakespeare_char --predict --prompt -
+  python main.py --import_from ViT-B-32.pt --model_path runs/clip_vit_b32
 """
 
 # What the flags of --predict are when they are not given.
@@ -45,7 +46,7 @@ def make_parser():
     parser = Parser(prog="main.py", description=__doc__, epilog=EXAMPLES)
 
     group = parser.add_argument_group("config")
-    group.add_argument("--model", metavar="CONFIG", required=True,
+    group.add_argument("--model", metavar="CONFIG",
                        help="run config: a JSON or YAML file, or a name in configs/")
     group.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
                        help="override a key of the config; may be repeated, and dots reach into "
@@ -67,6 +68,10 @@ def make_parser():
                       help="decode and print samples of the datasets, and report problems")
     jobs.add_argument("--print_config", action="store_true",
                       help="print every key, its value and where it came from")
+    jobs.add_argument("--import_from", metavar="PATH",
+                      help="make a run in --model_path of a CLIP text tower: OpenAI's .pt, a "
+                           "Hugging Face or OpenCLIP file, or a directory with one; needs no "
+                           "--model")
 
     group = parser.add_argument_group("training")
     group.add_argument("--steps_per_checkpoint", metavar="N", type=count,
@@ -118,6 +123,15 @@ def parse(argv):
         parser.error("argument --prompt: - and --interactive both read standard input")
     if args.new and (args.eval or args.predict or args.check_dataset or args.print_config):
         parser.error("argument --new: belongs to training")
+    if args.import_from is None and args.model is None:
+        parser.error("the following arguments are required: --model")
+    if args.import_from is not None:
+        if not args.model_path:
+            parser.error("argument --import_from: needs --model_path, the directory to write")
+        for name in ("model", "set", "gpu_ids", "steps_per_checkpoint"):
+            if getattr(args, name):
+                parser.error(f"argument --{name}: does not go with --import_from, which makes the "
+                             "config of what it finds")
     return args
 
 
@@ -170,6 +184,11 @@ def predict(config, args):
 
 def run_job(args):
     """Loads the config and does the one job that the flags ask for; returns an exit status."""
+    if args.import_from is not None:
+        from interop import import_clip
+
+        import_clip.import_clip(args.import_from, args.model_path, new=args.new, yes=args.yes)
+        return 0
     from configs import schema
 
     flags = {key: getattr(args, key) for key in ("model_path", "gpu_ids", "steps_per_checkpoint")}

@@ -165,7 +165,7 @@ def measure(args, directory):
     """Runs both in turn; returns (config, the baseline's name, our Stopwatch, theirs)."""
     import inputs
     from configs import schema
-    from training import metrics, run
+    from training import language, metrics, run
 
     config = schema.load(args.model, args.set)
     steps = 1 + args.steps * (args.rounds + 1)
@@ -178,7 +178,7 @@ def measure(args, directory):
     facts = inputs.dataset_facts(config, "train")
     meter = metrics.Meter(config, facts, metrics.Writer(config.model_path))
     our_time, their_time = Stopwatch(args.steps), Stopwatch(args.steps)
-    run.make_estimator(config, facts, meter).train(
+    run.make_estimator(config, language.Language(config, facts), meter).train(
         inputs.train_input_fn(config, 0), max_steps=steps,
         hooks=[alternate(args.steps, our_time, their_time, theirs.step)])
     meter.close()

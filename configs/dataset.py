@@ -163,6 +163,16 @@ class DatasetConfig(_Strict):
         return [self.eval_path] if isinstance(self.eval_path, str) else self.eval_path
 
 
+def tower_vocabulary(encoder, n_vocab):
+    """Ids of a CLIP text tower: the encoder's and, last, a start and an end token.
+
+    Args:
+        encoder: the encoder's spec, or None; OpenAI's counts the two among its ids.
+        n_vocab: the encoder's number of ids.
+    """
+    return n_vocab if (encoder or "").partition(":")[0] == "clip" else n_vocab + 2
+
+
 class EncoderFacts(_Strict):
     """The encoder that made a dataset."""
 
@@ -212,11 +222,18 @@ class Shard(_Strict):
 
 
 class Manifest(_Strict):
-    """`<output_dir>/<name>_manifest.json`: what create_tfrecords made."""
+    """`<output_dir>/<name>_manifest.json`: what create_tfrecords or encode_captions made.
+
+    Of mode "pictures" a record is a picture with its captions, its tokens are those of all its
+    captions, and there are two facts more: `image_size`, the pixels of a picture's side, and
+    `group`, the number of consecutive pictures that belong together.
+    """
 
     format: int
     name: str
-    mode: str = pydantic.Field(pattern="^(chunks|documents)$")
+    mode: str = pydantic.Field(pattern="^(chunks|documents|pictures)$")
+    image_size: pydantic.PositiveInt | None = None
+    group: pydantic.PositiveInt | None = None
     chunk_size: Count
     separator: list[Count]
     seed: int
@@ -232,13 +249,21 @@ class Manifest(_Strict):
             raise ValueError(f"format {MANIFEST_FORMAT} is what this version reads")
         return value
 
+    @pydantic.model_validator(mode="after")
+    def _facts_of_pictures(self):
+        """Pictures cannot be read without their facts, and text has none."""
+        if {self.image_size is None, self.group is None} != {self.mode != "pictures"}:
+            raise ValueError("keys 'image_size' and 'group' belong to mode \"pictures\"; make the "
+                             "dataset anew")
+        return self
+
     def total(self, split, fact):
         """The sum of a fact ("tokens", "bytes", …) over the shards of a split."""
         return sum(getattr(shard, fact) for shard in self.splits.get(split, []))
 
     def to_json(self):
         """The manifest as JSON text with one line a shard, so that large ones stay readable."""
-        content = self.model_dump()
+        content = self.model_dump(exclude_none=True)
         splits = content.pop("splits")
         head = json.dumps(content, indent=1, ensure_ascii=False)
         body = ",\n".join(

@@ -13,6 +13,7 @@ from configs.layouts import pairs_text, parse_layout, parse_mesh_shape
 AttentionTypes = Annotated[tuple[str, ...] | None, BeforeValidator(values.attention_types),
                            PlainSerializer(values.attention_runs)]
 Datasets = Annotated[list[values.DatasetEntry], BeforeValidator(values.datasets)]
+EvalTasks = Annotated[list[str], BeforeValidator(values.eval_tasks)]
 Devices = Annotated[list[str], BeforeValidator(values.devices)]
 MeshShape = Annotated[str, BeforeValidator(lambda value: pairs_text(parse_mesh_shape(value)))]
 Layout = Annotated[str, BeforeValidator(lambda value: pairs_text(parse_layout(value)))]
@@ -31,7 +32,10 @@ class Keys(BaseModel):
 class ModelKeys(Keys):
     """Model"""
 
-    model: Literal["GPT"] = Field("GPT", description="Kind of model.")
+    model: Literal["GPT", "clip", "clip_student", "gpt_c"] = Field(
+        "GPT", description="Kind of model: a language model; CLIP, trained on pictures; a student "
+                           "of its text tower; a language model that such a student supervises. "
+                           "Sizes are those of the language model, text tower or student.")
     n_layer: int = Field(ge=1, description="Number of transformer blocks.")
     n_head: int = Field(ge=1, description="Attention heads of a block; has to divide n_embd.")
     n_embd: int = Field(ge=1, description="Width of the residual stream.")
@@ -148,6 +152,9 @@ class DataKeys(Keys):
     eval_steps: int | None = Field(
         None, ge=0, description="Batches of an evaluation; null is the whole split, 0 is no "
                                 "evaluation.")
+    eval_tasks: EvalTasks = Field(
+        [], description="JSONL files of items on which each evaluation scores the language model: "
+                        "choices, completions or documents.")
 
 
 class PredictKeys(Keys):

@@ -9,28 +9,64 @@ from configs.messages import did_you_mean
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+LANGUAGE_MODELS = ("GPT", "gpt_c")
+TOWERS = ("clip", "clip_student", "gpt_c")
+
+
 class Dimension(NamedTuple):
     """A named dimension of the model's tensors: the public interface of layout rules."""
 
     size: str  # the keys that decide its size, for the reference page
     meaning: str
     splittable: bool
+    models: tuple[str, ...] = LANGUAGE_MODELS  # the kinds of model that have it
 
 
 DIMENSIONS = {
     "batch": Dimension("train_batch_size, eval_batch_size",
-                       "sequences of a step; splitting it is data parallelism", True),
-    "sequence": Dimension("n_ctx", "positions of a sequence", False),
-    "memory_length": Dimension("n_ctx", "positions that attention looks back at", False),
+                       "sequences or pictures of a step; splitting it is data parallelism", True,
+                       ("GPT", *TOWERS)),
+    "sequence": Dimension("n_ctx", "positions of a sequence; in sampling none is split", True),
+    "memory_length": Dimension("n_ctx", "positions that attention looks back at", True),
     "embed_sequence": Dimension("n_ctx", "rows of the learned position table", True),
     "embd": Dimension("n_embd", "width of the residual stream", True),
     "vocab": Dimension("n_vocab, padded to pad_vocab_multiple",
                        "rows of the token table and the logits", True),
-    "qkv": Dimension("3", "query, key and value, packed into one weight", False),
+    "qkv": Dimension("3", "query, key and value, packed into one weight", False,
+                     ("GPT", *TOWERS)),
     "heads": Dimension("n_head", "attention heads", True),
-    "features_per_head": Dimension("n_embd / n_head", "width of one head", False),
+    "features_per_head": Dimension("n_embd / n_head", "width of one head", True),
     "intermediate_expanded": Dimension("4 × n_embd", "hidden width of a feed-forward block", True),
+    "clip_embd": Dimension("n_embd", "width of the text tower, student or teacher", True, TOWERS),
+    "clip_heads": Dimension("n_head", "its attention heads", True, TOWERS),
+    "clip_features_per_head": Dimension("n_embd / n_head", "width of one of its heads", False,
+                                        TOWERS),
+    "clip_intermediate": Dimension("4 × n_embd", "hidden width of its feed-forward blocks", True,
+                                   TOWERS),
+    "clip_vocab": Dimension("n_vocab, padded to pad_vocab_multiple", "rows of its token table",
+                            True, TOWERS),
+    "clip_out": Dimension("clip.out", "width of embeddings, and of what a student says", True,
+                          TOWERS),
+    "clip_sequence": Dimension("n_ctx", "positions of its text", False, TOWERS),
+    "clip_memory_length": Dimension("n_ctx", "positions that its attention looks back at", False,
+                                    TOWERS),
+    "clip_embed_sequence": Dimension("n_ctx of a CLIP", "rows of its table of positions", True,
+                                     ("clip", "clip_student")),
+    "clip_candidates": Dimension("train_batch_size, clip.samples",
+                                 "what a contrastive loss compares with", False, TOWERS),
+    "clip_image_embd": Dimension("clip.image_width", "width of the vision transformer", True,
+                                 ("clip",)),
+    "clip_image_heads": Dimension("clip.image_heads", "its attention heads", True, ("clip",)),
+    "clip_image_intermediate": Dimension("4 × clip.image_width",
+                                         "hidden width of its feed-forward blocks", True,
+                                         ("clip",)),
+    "clip_image_features": Dimension("clip.image_channels", "features of the convolutions", False,
+                                     ("clip",)),
 }
+
+# A tower's sizes are keys of its own run, where they mean what a GPT's mean.
+_OF_TOWER = {"clip_embd": "embd", "clip_heads": "heads", "clip_vocab": "vocab",
+             "clip_intermediate": "intermediate_expanded", "clip_embed_sequence": "embed_sequence"}
 
 # Each mesh axis may split one dimension of a tensor: two would ask for a diagonal of slices.
 TENSORS = {
@@ -40,9 +76,31 @@ TENSORS = {
     "the attention output weights": ("heads", "features_per_head", "embd"),
     "the feed-forward weights": ("embd", "intermediate_expanded"),
     "the residual stream": ("batch", "sequence", "embd"),
+    "the queries": ("batch", "sequence", "heads", "features_per_head"),
+    "the keys and values": ("batch", "memory_length", "heads", "features_per_head"),
     "the attention weights": ("batch", "heads", "sequence", "memory_length"),
     "the feed-forward activations": ("batch", "sequence", "intermediate_expanded"),
     "the logits": ("batch", "sequence", "vocab"),
+    "CLIP's token table": ("clip_vocab", "clip_embd"),
+    "CLIP's looked-up tokens": ("batch", "clip_sequence", "clip_vocab"),
+    "CLIP's position table": ("clip_embed_sequence", "clip_embd"),
+    "CLIP's query, key and value weights": ("clip_embd", "qkv", "clip_heads",
+                                            "clip_features_per_head"),
+    "CLIP's attention output weights": ("clip_heads", "clip_features_per_head", "clip_embd"),
+    "CLIP's feed-forward weights": ("clip_embd", "clip_intermediate"),
+    "CLIP's residual stream": ("batch", "clip_sequence", "clip_embd"),
+    "CLIP's attention weights": ("batch", "clip_heads", "clip_sequence", "clip_memory_length"),
+    "CLIP's feed-forward activations": ("batch", "clip_sequence", "clip_intermediate"),
+    "CLIP's projection": ("clip_embd", "clip_out"),
+    "CLIP's embeddings": ("batch", "clip_sequence", "clip_out"),
+    "what a student says to the GPT": ("batch", "sequence", "clip_out"),
+    "the projection between the GPT and its student": ("embd", "clip_out"),
+    "the image tower's query, key and value weights": ("clip_image_embd", "clip_image_heads"),
+    "the image tower's feed-forward weights": ("clip_image_embd", "clip_image_intermediate"),
+    "the image tower's residual stream": ("batch", "clip_image_embd"),
+    "the image tower's attention weights": ("batch", "clip_image_heads"),
+    "the image tower's feed-forward activations": ("batch", "clip_image_intermediate"),
+    "the image tower's projection": ("clip_image_embd", "clip_out"),
 }
 
 
@@ -108,12 +166,15 @@ def parse_layout(value: Any) -> list[tuple[str, str]]:
 def check_layout(config: Any) -> None:
     """Refuses layout rules that the mesh or the model's sizes cannot follow.
 
+    The sizes of a tower that is another run's are not known here: see `check_tower`.
+
     Raises:
-        UserError: an unknown mesh axis, a size that the axis does not divide, or two dimensions
-            of one tensor on one axis.
+        UserError: an unknown mesh axis, a dimension that the kind of model does not have, a size
+            that the axis does not divide, or two dimensions of one tensor on one axis.
     """
     mesh, rules = dict(config.mesh), dict(config.layout_rules)
     for name, axis in rules.items():
+        _check_has(config, name, axis)
         if axis not in mesh:
             known = f"mesh_shape has {', '.join(mesh)}" if mesh else "mesh_shape is empty"
             raise UserError(f"layout: {name}:{axis} names a mesh axis that does not exist; {known}")
@@ -132,25 +193,72 @@ def check_layout(config: Any) -> None:
                                 f"{_remedy(name, key, mesh[axis])}")
 
 
+def check_tower(config: Any, key: str, tower: Any, out: int) -> None:
+    """Refuses layout rules that the sizes of another run's tower cannot follow.
+
+    Args:
+        config: the run's config.
+        key: the key that names the other run: clip.teacher or clip.student.
+        tower: the other run's config.
+        out: the width of its outputs.
+
+    Raises:
+        UserError: a size that the rule's mesh axis does not divide.
+    """
+    mesh = dict(config.mesh)
+    for name, axis in config.layout_rules:
+        sizes = [("the width of its outputs", out)] if name == "clip_out" else (
+            _sizes(tower, name) if name in _OF_TOWER else [])
+        for what, size in sizes:
+            if size % mesh[axis]:
+                raise UserError(f"layout: {name}:{axis} splits {what} = {size} of {key} over {axis}"
+                                f":{mesh[axis]}, which does not divide it; change mesh_shape or "
+                                "remove the rule")
+
+
+def _check_has(config: Any, name: str, axis: str) -> None:
+    """Refuses a rule for a dimension that no tensor of the kind of model has."""
+    if config.model not in DIMENSIONS[name].models:
+        other = {**_OF_TOWER, **{gpt: clip for clip, gpt in _OF_TOWER.items()}}.get(name)
+        hint = (f" or write {other}:{axis}"
+                if other and config.model in DIMENSIONS[other].models else "")
+        raise UserError(f"layout: {name}:{axis}: model {config.model} has no {name}; remove the "
+                        f"rule{hint}")
+    if name.startswith("clip_image_") and config.clip.image_tower != "vit":
+        raise UserError(f"layout: {name}:{axis}: only clip.image_tower = \"vit\" has it; remove "
+                        "the rule")
+
+
 def _sizes(config: Any, dimension: str) -> list[tuple[str, int]]:
-    """(key, size) of everything that a rule for `dimension` has to divide."""
+    """(key, size) of everything of this run that a rule for `dimension` has to divide."""
+    if dimension in _OF_TOWER:
+        has = config.model == "clip" or (
+            config.model == "clip_student" and dimension != "clip_embed_sequence")
+        return _sizes(config, _OF_TOWER[dimension]) if has else []
+    clip = config.clip
     return {
+        "clip_out": [("clip.out", config.clip_out)] if config.model == "clip" else [],
+        "clip_image_embd": [("clip.image_width", clip.image_width)],
+        "clip_image_heads": [("clip.image_heads", clip.image_heads)],
+        "clip_image_intermediate": [("4 × clip.image_width", 4 * clip.image_width)],
         "batch": [("train_batch_size", config.train_batch_size),
                   ("eval_batch_size", config.eval_batch_size)],
-        "embed_sequence": [("n_ctx", config.n_ctx)],
+        **dict.fromkeys(("sequence", "memory_length", "embed_sequence"),
+                        [("n_ctx", config.n_ctx)]),
         "embd": [("n_embd", config.n_embd)],
         "vocab": [("the padded n_vocab", config.n_vocab_padded)],
         "heads": [("n_head", config.n_head)],
+        "features_per_head": [("n_embd / n_head", config.head_size)],
         "intermediate_expanded": [("4 × n_embd", 4 * config.n_embd)],
     }[dimension]
 
 
 def _remedy(dimension: str, key: str, size: int) -> str:
-    if dimension == "vocab":
+    if dimension in ("vocab", "clip_vocab"):
         return f"make pad_vocab_multiple a multiple of {size}"
-    if dimension in ("heads", "embd", "embed_sequence", "intermediate_expanded"):
-        return "change mesh_shape or remove the rule"
-    return f"make {key} a multiple of {size}"
+    if dimension == "batch":
+        return f"make {key} a multiple of {size}"
+    return "change mesh_shape or remove the rule"
 
 
 def idle_axes(config: Any) -> list[str]:

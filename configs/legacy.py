@@ -60,7 +60,7 @@ UNNEEDED = {
 
 # Ignoring these would change what the config means, unless they are off.
 UNSUPPORTED = (
-    "axial_pos_emb", "entmax_loss", "eval_tasks", "export", "macaron", "mlm_training", "mlp_glu",
+    "axial_pos_emb", "entmax_loss", "export", "macaron", "mlm_training", "mlp_glu",
     "moe_layers", "num_mem_kv", "rezero", "scalenorm", "share_parameters", "slow_sampling",
     "sampling_use_entmax", "auto_layout", "auto_layout_and_mesh_shape", "z_loss",
 )

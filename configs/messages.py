@@ -85,6 +85,8 @@ def _sentence(detail: dict, model: type[BaseModel]) -> str:
         expected = detail["ctx"]["expected"]
         names = [name.strip(" '") for name in expected.replace(" or ", ",").split(",")]
         return f"must be {expected}, not {shown(value)}{did_you_mean(str(value), names)}"
+    if kind == "model_type":
+        return f"must be a section of keys, not {shown(value)}"
     allowed = detail["msg"].replace("Input should be", "must be", 1)
     return f"{allowed}, not {shown(value)}"
 

@@ -6,7 +6,7 @@ import typing
 
 from pydantic_core import PydanticUndefined
 
-from configs import keys, layouts, legacy
+from configs import clip_keys, keys, layouts, legacy
 
 INTRODUCTION = """\
 # Keys of a run config
@@ -20,19 +20,20 @@ keys are refused. A key whose default is **required** has to be given.
 """
 
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-SPECIAL = {"attention_types": "list", "datasets": "list", "gpu_ids": "list",
-           "mesh_shape": "text or pairs", "layout": "text or pairs", "about": "text or lines"}
+SPECIAL = {"attention_types": "list", "datasets": "list", "gpu_ids": "list", "eval_tasks": "list",
+           "clip": "section", "image_channels": "list",
+           "layer": "list", "mesh_shape": "text or pairs", "layout": "text or pairs", "about": "text or lines"}
 
 
 def page() -> str:
     """The whole page as Markdown."""
     parts = [INTRODUCTION]
-    for group in keys.GROUPS:
+    for group in (*keys.GROUPS, clip_keys.ClipSection):
         own = {name: group.model_fields[name] for name in group.__annotations__}
         rows = [(f"`{name}`", type_text(name, field), default_text(field), field.description)
                 for name, field in own.items()]
         parts.append(f"## {group.__doc__}\n\n{table(('Key', 'Type', 'Default', 'Meaning'), rows)}")
-    parts += [_dimensions(), _legacy()]
+    parts += [_clip(), _dimensions(), _legacy()]
     return "\n".join(parts)
 
 
@@ -69,20 +70,33 @@ def _range(metadata: list) -> str:
 
 def default_text(field) -> str:
     """A field's default as JSON."""
+    if field.default_factory:
+        return "`{}`"
     if field.default is PydanticUndefined:
         return "**required**"
     return f"`{json.dumps(field.default)}`"
 
 
+def _clip() -> str:
+    rows = [(f"`clip.{name}`", ", ".join(kind for kind, names in clip_keys.KEYS_OF.items()
+                                         if name in names),
+             type_text(name, field), default_text(field), field.description)
+            for name, field in clip_keys.ClipKeys.model_fields.items()]
+    return ("The keys of the section, each with the kinds of model that have it "
+            "(`\"clip\": {\"weight\": 0.1}` in a file, `--set clip.weight=0.1` on the command "
+            "line):\n\n" + table(("Key", "Model", "Type", "Default", "Meaning"), rows))
+
+
 def _dimensions() -> str:
-    rows = [(f"`{name}`", dim.size, dim.meaning, "yes" if dim.splittable else "not in this release")
+    rows = [(f"`{name}`", ", ".join(dim.models), dim.size, dim.meaning,
+             "yes" if dim.splittable else "not in this release")
             for name, dim in layouts.DIMENSIONS.items()]
     tensors = [(name, ", ".join(f"`{dim}`" for dim in dims))
                for name, dims in layouts.TENSORS.items()]
     return (
         "## Names of dimensions\n\n"
         "Rules of `layout` name these. A rule needs a mesh axis that divides the size.\n\n"
-        + table(("Dimension", "Size", "What it is", "May be split"), rows)
+        + table(("Dimension", "Models", "Size", "What it is", "May be split"), rows)
         + "\nTwo dimensions of one tensor cannot be split over the same mesh axis:\n\n"
         + table(("Tensor", "Dimensions"), tensors))
 

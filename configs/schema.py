@@ -13,12 +13,13 @@ from typing import Any
 
 from pydantic import PrivateAttr, ValidationError, model_validator
 
-from configs import checks, keys, layouts, legacy, messages, reading
-from configs.dataset import DatasetConfig
+from configs import checks, clip_keys, keys, layouts, legacy, messages, reading
+from configs.dataset import DatasetConfig, tower_vocabulary
 from configs.errors import UserError
 
 
-class RunConfig(*reversed(keys.GROUPS)):  # pydantic lists the last base's keys first
+# pydantic lists the last base's keys first.
+class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
     """All keys of a run, checked against each other; immutable.
 
     Values that default to those of another key (eval_batch_size, lr_decay_end, attention_types,
@@ -57,7 +58,9 @@ class RunConfig(*reversed(keys.GROUPS)):  # pydantic lists the last base's keys 
     def _vocabulary_of_datasets(self) -> int:
         if not self.datasets:
             raise UserError("n_vocab: missing, and there are no datasets to take it from")
-        return max(dataset.n_vocab for dataset in self.dataset_configs.values())
+        ids = max(dataset.n_vocab for dataset in self.dataset_configs.values())
+        encoder = next(iter(self.dataset_configs.values())).encoder
+        return tower_vocabulary(encoder, ids) if self.model == "clip" else ids
 
     @property
     def notes(self) -> list[str]:
@@ -78,6 +81,16 @@ class RunConfig(*reversed(keys.GROUPS)):  # pydantic lists the last base's keys 
     def rotary_size(self) -> int:
         """Features of a head that rotate; 0 with learned positions."""
         return (self.rotary_dims or self.head_size) if self.position == "rotary" else 0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the model is a language model, which can be sampled and scored on text."""
+        return self.model in ("GPT", "gpt_c")
+
+    @property
+    def clip_out(self) -> int:
+        """Width of a CLIP model's embeddings."""
+        return self.clip.out or self.n_embd
 
     @property
     def n_vocab_padded(self) -> int:
@@ -140,6 +153,11 @@ class RunConfig(*reversed(keys.GROUPS)):  # pydantic lists the last base's keys 
                  "position", "activation_function", "no_weight_tie", "layer_norm_epsilon"]
         facts = {name: getattr(self, name) for name in names}
         facts["attention_types"] = list(self.attention_types)
+        parts = {"clip": [key for key in clip_keys.KEYS_OF["clip"]], "clip_student": ["window"],
+                 "gpt_c": ["mode", "layer"]}.get(self.model, [])
+        facts.update({f"clip.{key}": getattr(self.clip, key) for key in parts})
+        if self.model == "clip":
+            facts["clip.out"] = self.clip_out
         # The window is a property of the weights only where they hold a row for each position.
         if self.position == "learned":
             facts["n_ctx"] = self.n_ctx
@@ -156,13 +174,24 @@ class RunConfig(*reversed(keys.GROUPS)):  # pydantic lists the last base's keys 
     def to_json(self) -> str:
         """The resolved config as JSON text that `load` takes again."""
         lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
-                 for key, value in self.model_dump(mode="json").items()]
+                 for key, value in self._values().items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def _values(self) -> dict[str, Any]:
+        """Every key that this kind of model has, as JSON data."""
+        values = self.model_dump(mode="json")
+        values["clip"] = {key: values["clip"][key] for key in clip_keys.KEYS_OF[self.model]}
+        if not values["clip"]:
+            del values["clip"]
+        return values
 
     def describe(self) -> str:
         """Every key, its value and where it came from, and what follows from them, as text."""
-        values, sources = self.model_dump(mode="json"), self.sources
-        about = values.pop("about")
+        values, sources = self._values(), self.sources
+        about, clip = values.pop("about"), values.pop("clip", {})
+        values.update({f"clip.{key}": value for key, value in clip.items()})
+        sources.update({f"clip.{key}": sources["clip"] if key in self.clip.model_fields_set
+                        else "default" for key in clip})
         rows = [(key, json.dumps(value, ensure_ascii=False), sources[key])
                 for key, value in values.items()]
         derived = ("head_size", "rotary_size", "n_vocab_padded", "mesh_size", "batch_split",

@@ -91,6 +91,32 @@ def _dataset(item: Any) -> DatasetEntry:
     return entry._replace(weight=float(entry.weight))
 
 
+def supervised_layers(value: Any) -> Any:
+    """One layer as a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def eval_tasks(value: Any) -> list[str]:
+    """Paths of JSONL files; null is none."""
+    value = [] if value is None else value
+    if not isinstance(value, list | tuple) or not all(isinstance(path, str) for path in value):
+        raise ValueError(f'must be a list such as ["cloze_dev.jsonl"], not {shown(value)}')
+    for path in value:
+        if "." not in path.rpartition("/")[2]:
+            raise ValueError(f"{shown(path)} is no path of a JSONL file; no task is built in: give "
+                             "a file of its items")
+    names = [task_name(path) for path in value]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two files are called {name}, which names their scores; rename one")
+    return list(value)
+
+
+def task_name(path: str) -> str:
+    """The name of a file of items in scores: the file's without directory and ending."""
+    return path.rpartition("/")[2].rpartition(".")[0]
+
+
 def devices(value: Any) -> list[str]:
     """TensorFlow's names of GPUs from numbers, "gpu:0" or "device:GPU:0"."""
     if not isinstance(value, list | tuple):

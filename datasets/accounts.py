@@ -39,17 +39,22 @@ def check_splits(args, writers, totals):
                         "document with --val_tail")
 
 
+def encoder_facts(encoder):
+    """What a manifest tells of an encoder, with the fields of configs.dataset.EncoderFacts."""
+    return {name: getattr(encoder, name) for name in
+            ("spec", "hash", "n_vocab", "eos_id", "lossless")}
+
+
 def make_manifest(args, encoder, separator, writers, totals):
     """The manifest's content, with the fields of configs.dataset.Manifest."""
     dropped = {"documents": totals.state["dropped_documents"],
                "tokens": totals.state["dropped_tokens"],
                "why": f"documents of fewer than {max(args.minimum_size, 1)} tokens",
                "problems": totals.state["problems"]}
-    facts = {name: getattr(encoder, name) for name in
-             ("spec", "hash", "n_vocab", "eos_id", "lossless")}
     return {"format": MANIFEST_FORMAT, "name": args.name, "mode": args.mode,
             "chunk_size": args.chunk_size if args.mode == "chunks" else 0,
-            "separator": separator, "seed": args.seed, "encoder": facts, "dropped": dropped,
+            "separator": separator, "seed": args.seed, "encoder": encoder_facts(encoder),
+            "dropped": dropped,
             "splits": {split: writer.shards for split, writer in writers.items()}}
 
 

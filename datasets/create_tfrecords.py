@@ -193,13 +193,13 @@ def run(args):
     check_numbers(args)
     import accounts
     from batches import find_inputs
-    from output import Output
+    from output import Output, encoder_from_anywhere
 
     import encoders
     output = Output(args.output_dir, args.name, args.overwrite)
     paths, sizes = find_inputs(args)
     trains = args.encoder == "char"
-    spec = f"char:{output.encoder}" if trains else args.encoder
+    spec = encoder_from_anywhere(f"char:{output.encoder}" if trains else args.encoder)
     # characters are known only after a pass over the inputs, which an unfinished run has made
     encoder = None if trains and not output.unfinished_characters() else encoders.load(spec)
     state, finished = output.begin(settings_of(args, paths, sizes, encoder))

@@ -1,5 +1,6 @@
 """The files of one dataset in its output directory: what may be written, resumed or replaced."""
 
+import glob
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import re
 import tensorflow as tf
 from shards import INFIX, write_atomically
 
+import encoders
 from configs.dataset import MANIFEST_SUFFIX, Manifest
 from configs.errors import UserError
 
@@ -42,11 +44,14 @@ class Output:
         self._progress = os.path.join(directory, name + "_progress.json")
         self._ours = re.compile(
             rf"{re.escape(name)}(_val)?_\d+(_\d+\.tfrecords(\.tmp)?|\.part\d+\.tmp)")
-        _make_directory(directory, "--output_dir")
+        make_directory(directory, "--output_dir")
 
     def glob(self, split):
-        """A glob that matches the shards of one split and nothing else."""
-        return os.path.join(self.directory, f"{self.name}{INFIX[split]}_[0-9]*.tfrecords")
+        """A glob that matches the shards of one split and nothing else, in any directory."""
+        directory = from_anywhere(self.directory)
+        if "://" not in directory:
+            directory = glob.escape(directory)
+        return os.path.join(directory, f"{self.name}{INFIX[split]}_[0-9]*.tfrecords")
 
     def unfinished_characters(self):
         """Whether an unfinished run of this name left the characters that it found."""
@@ -133,7 +138,7 @@ class Output:
             UserError: that cannot be done, or the file exists with other content and may not be
                 replaced.
         """
-        _make_directory(os.path.dirname(path) or ".", f"{path}: its directory")
+        make_directory(os.path.dirname(path) or ".", f"{path}: its directory")
         if self._overwrite or not tf.io.gfile.exists(path):
             return
         with tf.io.gfile.GFile(path) as file:
@@ -180,7 +185,20 @@ class Output:
                         "--name or --output_dir")
 
 
-def _make_directory(directory, what):
+def from_anywhere(path):
+    """A path that means the same in every working directory: a local one becomes absolute."""
+    return path if "://" in path else os.path.abspath(path)
+
+
+def encoder_from_anywhere(spec):
+    """An encoder's spec whose path, if it has one, means the same in every working directory."""
+    kind, _, argument = spec.partition(":")
+    if kind in encoders.KINDS:
+        return f"{kind}:{from_anywhere(argument)}" if argument else spec
+    return from_anywhere(spec) if spec.endswith(".json") or ".json#" in spec else spec
+
+
+def make_directory(directory, what):
     """Makes a directory if it is absent; `what` it is begins the refusal."""
     try:
         tf.io.gfile.makedirs(directory)

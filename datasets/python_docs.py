@@ -6,23 +6,20 @@ About 460 kB of English from the standard library's `pydoc_data.topics`, what `h
 one document a topic. The text is that of the running Python, under its licence (PSF).
 """
 
-import argparse
 import json
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from configs.errors import UserError  # noqa: E402
+from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
 
 
-def make_parser():
-    """The command line's parser."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", metavar="FILE.jsonl", required=True, help="the file to write")
-    return parser
+def parser():
+    """The command line."""
+    p = Parser(description=__doc__)
+    p.add_argument("--out", metavar="FILE.jsonl", required=True, help="the file to write")
+    return p
 
 
 def lines():
@@ -32,21 +29,22 @@ def lines():
     return [json.dumps({"topic": name, "text": topics[name]}) for name in sorted(topics)]
 
 
-def main(argv=None):
-    """The program; a user's mistake is one line and exit status 2."""
-    args = make_parser().parse_args(argv)
-    import tensorflow as tf
+def run(args):
+    """Writes the file that the command line names."""
+    from output import make_directory
     from shards import write_atomically
 
-    try:
-        tf.io.gfile.makedirs(os.path.dirname(args.out) or ".")
-        texts = lines()
-        write_atomically(args.out, "\n".join(texts) + "\n")
-        print(f"wrote {args.out}: {len(texts)} documents")
-    except (UserError, tf.errors.OpError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    make_directory(os.path.dirname(args.out) or ".", f"{args.out}: its directory")
+    texts = lines()
+    write_atomically(args.out, "\n".join(texts) + "\n")
+    print(f"wrote {args.out}: {len(texts)} documents")
+
+
+def main(argv=None):
+    """Runs the command line; returns the exit status."""
+    args = parser().parse_args(argv)
+    quiet_libraries()
+    return status_of(run, args)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ pictures_{train,val,heldout}_<i>_<records>.tfrecords (tf.train.Example: image, a
 several, the first complete; scene, JSON), texts_{train,val,heldout}.jsonl ("text"),
 cloze_{dev,test}.jsonl, contact_sheet.png and, when all is whole, manifest.json. Some combinations
 of colour and shape occur in all pictures, but in no text save those of texts_heldout.jsonl.
+Pictures come in groups of four, of which --hard_groups are hard: they differ in one attribute.
 """
 
-import argparse
 import json
 import os
 import re
@@ -17,6 +17,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
 SPLITS = ["train", "val", "heldout"]
@@ -32,8 +33,7 @@ SHEET = {"train": (24, "training pictures", "the first caption is complete; text
 
 def parser():
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(description=__doc__)
     p.add_argument("--out", required=True, metavar="DIR", help="where the files go")
     p.add_argument("--pictures", type=int, default=20000, help="for training (default %(default)s)")
     p.add_argument("--texts", type=int, default=2000, help="for training (default %(default)s)")
@@ -44,6 +44,9 @@ def parser():
     p.add_argument("--seed", type=int, default=1, help="default %(default)s")
     p.add_argument("--size", type=int, default=32, help="pixels a side (default %(default)s)")
     p.add_argument("--captions", type=int, default=6, help="a picture (default %(default)s)")
+    p.add_argument("--hard_groups", type=float, default=0.5,
+                   help="share of the groups of pictures that differ in one attribute, mostly a "
+                   "shape (default %(default)s)")
     p.add_argument("--facts", type=float, default=0.03,
                    help="share of the texts that state a fact about looks (default %(default)s)")
     p.add_argument("--cloze", type=int, default=1600,
@@ -65,8 +68,9 @@ def check(args):
                         ("captions", 1), ("files_per", 1)]:
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
-    if not 0 <= args.facts <= 1:
-        raise UserError(f"--facts {args.facts}: is a share, from 0 to 1")
+    for name in ("facts", "hard_groups"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise UserError(f"--{name} {getattr(args, name)}: is a share, from 0 to 1")
 
 
 def count(args, split, what):
@@ -87,8 +91,9 @@ class Directory:
 
     def __init__(self, path, overwrite):
         import tensorflow.compat.v1 as tf
+        from output import make_directory
         self._tf, self._path = tf, path
-        tf.io.gfile.makedirs(path)
+        make_directory(path, "--out")
         old = sorted(name for name in tf.io.gfile.listdir(path) if OURS.fullmatch(name))
         if old and not overwrite:
             raise UserError(f"{self.path(old[0])}: exists; give another --out, or --overwrite to "
@@ -147,18 +152,18 @@ class PngEncoder:
 def pictures(args, split, start, number):
     """Scenes, images and captions of pictures start … start + number - 1 of a split.
 
-    Each picture depends on the seed, the split and its own number alone.
+    Each picture depends on the seed, the split, its own number and --hard_groups alone.
 
     Returns:
         (list of Scene, uint8 [number, size, size, 3], list of lists of captions).
     """
     from scenes_captions import captions
+    from scenes_groups import scene_of
     from scenes_render import render
-    from scenes_sample import picture_scene, stream
-    streams = [stream(args.seed, split, start + i) for i in range(number)]
-    scenes = [picture_scene(rng, split) for rng in streams]
+    made = [scene_of(args.seed, split, start + i, args.hard_groups) for i in range(number)]
+    scenes = [scene for scene, _ in made]
     return scenes, render(scenes, args.size), [
-        captions(rng, scene, args.captions) for rng, scene in zip(streams, scenes, strict=True)]
+        captions(rng, scene, args.captions) for scene, rng in made]
 
 
 def example(scene, png, texts):
@@ -199,7 +204,8 @@ def write_texts(args, directory, split, bar):
     def lines():
         nonlocal facts
         for number in range(count(args, split, "texts")):
-            # the stream of the picture of this number: the text tells of its scene if it may
+            # the stream of the picture of this number: the text tells of its scene if it may, and
+            # if that is none of a hard group, which texts do not depend on
             words, _, fact = text(stream(args.seed, split, number), split, args.facts)
             facts += fact is not None
             yield {"text": words}
@@ -224,6 +230,7 @@ def run(args):
     check(args)
     import scenes_world
     from scenes_cloze import items
+    from scenes_groups import GROUP
     from tqdm import tqdm
     directory = Directory(args.out, args.overwrite)
     encode_png = PngEncoder()
@@ -240,11 +247,13 @@ def run(args):
         number = directory.write_lines(name, items(split, args.cloze))
         made["cloze"][split] = {"file": name, "items": number}
     directory.write("contact_sheet.png", contact_sheet(args))
-    settings = {name: getattr(args, name) for name in ("seed", "size", "captions", "facts")}
+    settings = {name: getattr(args, name)
+                for name in ("seed", "size", "captions", "hard_groups", "facts")}
+    group = GROUP if args.hard_groups else 1  # pictures that belong together
     words = {name: {word: entry._asdict() for word, entry in table.items()} for name, table in
              (("colours", scenes_world.COLOURS), ("shapes", scenes_world.SHAPES))}
     directory.write("manifest.json", (json.dumps({
-        "format": 1, "version": scenes_world.VERSION, **settings, **made,
+        "format": 1, "version": scenes_world.VERSION, "group": group, **settings, **made,
         "held_out": scenes_world.held_out(), **words}, indent=1) + "\n").encode())
     print(f"wrote {directory.path('manifest.json')}: {args.pictures:,} pictures and "
           f"{args.texts:,} texts for training, " + ", ".join(
@@ -254,17 +263,9 @@ def run(args):
 def main(argv=None):
     """Runs the command line; returns the exit status."""
     args = parser().parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what was written is no whole world: give --overwrite to begin again",
-              file=sys.stderr)
-        return 130
-    return 0
+    quiet_libraries()
+    return status_of(run, args, stopped="stopped; what was written is no whole world: give "
+                     "--overwrite to begin again")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ SPLITS = ["val", "val", "heldout", "heldout", "dev", "test"] + ["train"] * 14
 ROUND = ["circle", "disc", "square", "box", "tile", "hexagon", "hoop"]  # a thing fits inside
 RADII = {"small": (0.23, 0.27), "big": (0.35, 0.40)}
 OUTER, INNER = (0.56, 0.60), (0.24, 0.27)  # radii of a thing and of one inside it
+NESTED_SPREAD = 0.7  # how far from the centre these are, of what other things are
 COLOUR_JITTER = 5  # of 255, so that a word's colour varies a little
 PLACE_JITTER = 0.05
 ALL_BACKDROPS = [(tone, rgb) for tone, colours in BACKDROPS.items() for rgb in colours]
@@ -170,7 +171,7 @@ def _sample_looks(rng, count, wish):
         elif looks and same_shape and rng.random() < 0.7:
             shape = looks[0][3]
         if number < len(wish.colours):
-            colour = _named(rng, wish.colours[number])
+            colour = named_colour(rng, wish.colours[number])
         elif looks and same_colour and rng.random() < 0.7:
             colour = looks[0][:3]
         else:
@@ -179,7 +180,7 @@ def _sample_looks(rng, count, wish):
     return looks
 
 
-def _named(rng, word):
+def named_colour(rng, word):
     """(colour, between, rgb) of a named colour."""
     return word, (), tuple(min(255, max(0, value + rng.randint(-COLOUR_JITTER, COLOUR_JITTER)))
                            for value in COLOURS[word].rgb)
@@ -193,7 +194,7 @@ def _sample_colour(rng, named):
         rgb = blend(one, other, 0.35 + 0.3 * rng.random())
         if is_unnamed(rgb, one, other):
             return "", tuple(word for word, _ in nearest_basic(rgb)), rgb
-    return _named(rng, rng.choice(BASIC_COLOURS if kind < 0.5 else RARE_COLOURS))
+    return named_colour(rng, rng.choice(BASIC_COLOURS if kind < 0.5 else RARE_COLOURS))
 
 
 def _sample_spots(rng, count):
@@ -212,7 +213,7 @@ def _sample_spots(rng, count):
 
 def _nested_spots(rng):
     """As `_sample_spots`, for two things of which the second is inside the first."""
-    outer = _spot(rng, "big", rng.choice(list(PLACES)), OUTER, 0.7)
+    outer = _spot(rng, "big", rng.choice(list(PLACES)), OUTER, NESTED_SPREAD)
     return [outer, ("small", *outer[1:4], rng.uniform(*INNER))]
 
 

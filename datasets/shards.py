@@ -95,18 +95,23 @@ class SplitWriter:
                                     encoded.decoded_bytes, strict=True))
         if not self._chunk_size:
             for begin, end in zip(places[:-1] - places[0], places[1:] - places[0], strict=True):
-                self._write(encoded.tokens[begin:end])
+                self._write(serialise(encoded.tokens[begin:end]), int(end - begin))
             return
         tokens = np.concatenate([self._leftover, encoded.tokens])
         whole = len(tokens) // self._chunk_size * self._chunk_size
         for record in tokens[:whole].reshape(-1, self._chunk_size):
-            self._write(record)
+            self._write(serialise(record), len(record))
         self._leftover = tokens[whole:]
+
+    def add_record(self, record, tokens, text_bytes, decoded_bytes):
+        """Adds a record of documents mode that is serialised already, with its facts."""
+        self._beginnings.append((self._start, text_bytes, decoded_bytes))
+        self._write(record, tokens)
 
     def finish(self):
         """Writes what is left, the split's last record, and finishes its last shard."""
         if len(self._leftover):
-            self._write(self._leftover)
+            self._write(serialise(self._leftover), len(self._leftover))
             self._leftover = self._leftover[:0]
         if self._facts["records"]:
             self._finish_shard()
@@ -140,22 +145,21 @@ class SplitWriter:
         self._writer = None
         return self._part()
 
-    def _write(self, tokens):
-        """Writes one record, finishing the shard if it is full."""
+    def _write(self, record, tokens):
+        """Writes a serialised record of so many tokens, finishing the shard if it is full."""
         if self._writer is None:
             self._writer = tf.io.TFRecordWriter(
                 os.path.join(self._directory, self._part()))
-        record = serialise(tokens)
         self._writer.write(record)
         facts = self._facts
         if facts["records"] % RECORDS_PER_INDEX_ENTRY == 0:
             facts["index"].append([self._offset, facts["tokens"]])
-        facts["shortest"] = min(facts["shortest"] or len(tokens), len(tokens))
-        facts["longest"] = max(facts["longest"], len(tokens))
+        facts["shortest"] = min(facts["shortest"] or tokens, tokens)
+        facts["longest"] = max(facts["longest"], tokens)
         facts["records"] += 1
-        facts["tokens"] += len(tokens)
+        facts["tokens"] += tokens
         self._offset += FRAMING + len(record)
-        self._start += len(tokens)
+        self._start += tokens
         while self._beginnings and self._beginnings[0][0] < self._start:
             _, text_bytes, decoded_bytes = self._beginnings.popleft()
             facts["documents"] += 1

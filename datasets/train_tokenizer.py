@@ -2,8 +2,9 @@
 
     python datasets/train_tokenizer.py corpus/ --vocab_size 8192 --out bbpe.json
 
-Three kinds: bbpe, byte-level BPE (lossless, any text); bpe, BPE over the corpus's characters, where
-others become <unk>; char, one id per character of the corpus.
+Four kinds: bbpe, byte-level BPE (lossless, any text); bpe, BPE over the corpus's characters, where
+others become <unk>; clip, BPE over bytes of lower-cased words, as CLIP's (any text, but capitals and
+white space are lost); char, one id per character of the corpus.
 """
 
 import os
@@ -15,6 +16,10 @@ from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E40
 from configs.errors import UserError  # noqa: E402
 
 EOS, UNKNOWN = "<|endoftext|>", "<unk>"
+# CLIP's end of a word, and its words (Radford et al. 2021, section 2.4): English contractions,
+# letters, single digits, anything else.
+WORD_END = "</w>"
+CLIP_WORDS = r"(?i)'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 SAMPLE_CHARS = 1 << 20  # text on which the tokens are counted
 PIECE_CHARS = 1 << 16  # the trainer takes text in pieces, so that its queue stays small
 
@@ -25,7 +30,7 @@ def parse_args(argv=None):
     parser.add_argument("corpus", nargs="+",
                         help="files (.txt .jsonl .tar, also compressed), directories or globs")
     parser.add_argument("--out", required=True, metavar="FILE.json", help="the file to write")
-    parser.add_argument("--tokenizer", choices=("bbpe", "bpe", "char"), default="bbpe",
+    parser.add_argument("--tokenizer", choices=("bbpe", "bpe", "clip", "char"), default="bbpe",
                         help="the kind (default: %(default)s)")
     parser.add_argument("--vocab_size", type=int,
                         help="number of ids, the special ones included; for char an upper bound")
@@ -101,11 +106,37 @@ def character_bpe():
     return tokenizer, [], [EOS, UNKNOWN]
 
 
+def clip_bpe():
+    """An untrained BPE like CLIP's: lower case, words ended by "</w>", over bytes; lossy."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(CLIP_WORDS), "removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    blank = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(" ")[0][0]
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(WORD_END, blank),
+                                           decoders.ByteLevel()])
+    return tokenizer, pre_tokenizers.ByteLevel.alphabet(), [EOS]
+
+
+def with_every_word_end(texts):
+    """The texts, and words of one character that end in each byte that a character can end in.
+
+    A trainer gives an id to a symbol at a word's end only if it sees one.
+    """
+    yield from texts
+    yield " ".join(map(chr, range(128)))
+    # Letters without case whose last bytes are 0x80 … 0xbf.
+    yield " ".join(map(chr, range(0x4E00, 0x4E40)))
+
+
 def train_bpe(kind, texts, vocab_size, min_frequency):
     """Trains a BPE.
 
     Args:
-        kind: "bbpe" or "bpe".
+        kind: a name in KINDS.
         texts: iterable of str.
         vocab_size: number of ids at most.
         min_frequency: pairs seen less often are not merged.
@@ -118,18 +149,26 @@ def train_bpe(kind, texts, vocab_size, min_frequency):
     """
     from tokenizers import trainers
 
-    tokenizer, alphabet, specials = byte_level_bpe() if kind == "bbpe" else character_bpe()
-    least = len(alphabet) + len(specials) + 1
+    tokenizer, alphabet, specials = KINDS[kind]()
+    suffix = tokenizer.model.end_of_word_suffix or ""
+    if suffix:
+        texts = with_every_word_end(texts)
+    # Of the 256 symbols, at most 192 can also end a word.
+    least = len(alphabet) + len(specials) + 1 + (192 if suffix else 0)
     if vocab_size < least:
         raise UserError(f"--vocab_size {vocab_size} is too small: {kind} needs {least} or more")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=specials,
-        initial_alphabet=alphabet, show_progress=sys.stderr.isatty())
+        initial_alphabet=alphabet, show_progress=sys.stderr.isatty(),
+        **({"end_of_word_suffix": suffix} if suffix else {}))
     tokenizer.train_from_iterator(pieces(texts), trainer)
     if tokenizer.get_vocab_size() > vocab_size:
         raise UserError(f"--vocab_size {vocab_size} is too small: the corpus has "
                         f"{tokenizer.get_vocab_size() - len(specials)} characters")
     return tokenizer
+
+
+KINDS = {"bbpe": byte_level_bpe, "bpe": character_bpe, "clip": clip_bpe}
 
 
 def train(args):

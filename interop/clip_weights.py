@@ -138,7 +138,8 @@ def _name(path, file):
     if _OPENAI.tables[0] in tensors:
         return _OPENAI, tensors
     raise UserError(f"{path}: no CLIP text tower: neither {_OPENAI.tables[0]} nor "
-                    f"{_HUGGING_FACE.tables[0]} is in it")
+                    f"{_HUGGING_FACE.tables[0]} is in it; only CLIP text towers can be imported in "
+                    "this release")
 
 
 def _is_open_clip(path, file):

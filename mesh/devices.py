@@ -41,10 +41,19 @@ def mesh_impl(config):
 
 
 def session_config(config):
-    """A tf.ConfigProto with enough virtual CPU devices for the mesh."""
+    """A tf.ConfigProto with enough virtual CPU devices for the mesh.
+
+    With it, what a mesh adds up is added in the same order on every device and in every run.
+    """
     counts = {"CPU": config.mesh_size}
     if not config.gpu_ids:
         counts["GPU"] = 0  # or TensorFlow would put what names no device on a GPU
     proto = tf.ConfigProto(device_count=counts, allow_soft_placement=True)
     proto.gpu_options.allow_growth = True
+    if config.mesh_size > 1:
+        # It joins the additions of an allreduce and of what follows to one AddN, which adds in
+        # another order on each device, and in any order from run to run: copies of a weight would
+        # drift apart, and a resumed run would not equal a straight one to the bit.
+        rewriting = proto.graph_options.rewrite_options
+        rewriting.arithmetic_optimization = rewriting.OFF
     return proto

@@ -118,11 +118,7 @@ def softmax_cross_entropy(logits, targets, dim, n_valid, name="cross_entropy"):
       the loss and the logarithm of the partition function, both float32 [...].
     """
     def masked(x, start):
-        x = tf.cast(x, tf.float32)
-        if n_valid >= dim.size:
-            return x
-        column = tf.range(x.shape[-1]) + (0 if start is None else start)
-        return tf.where_v2(column < n_valid, x, -1e9)
+        return _without_padding(tf.cast(x, tf.float32), start, n_valid, dim)
 
     def forward(slices, x, t):
         start = slices.start(dim) if slices.is_split(dim) else None
@@ -158,6 +154,34 @@ def softmax_cross_entropy(logits, targets, dim, n_valid, name="cross_entropy"):
     shape = targets.shape
     return tuple(SliceOperation(forward, backward, [logits, targets],
                                 [(shape, tf.float32), (shape, tf.float32)], name).outputs)
+
+
+def argmax(x, dim, n_valid, name="argmax"):
+    """The index of the largest element along `dim`, the lowest of several, with `dim` split or not.
+
+    Args:
+      x: [..., dim], any floating type.
+      dim: the last dimension of `x`.
+      n_valid: elements at or above it are left out.
+      name: a name for the TensorFlow scope.
+
+    Returns:
+      int32 [...].
+    """
+    def of_slice(v, start):
+        v = _without_padding(v, start, n_valid, dim)
+        index = tf.argmax(v, -1, output_type=tf.int32)
+        return tf.reduce_max(v, -1), index + (0 if start is None else start)
+
+    def forward(slices, x_slice):
+        start = slices.start(dim) if slices.is_split(dim) else None
+        top, index = _map(slices, of_slice, start, x_slice)
+        # The least index among slices that hold the maximum, as the largest of negative ones.
+        below = slices.map(lambda t, m, i: tf.where_v2(t < m, -dim.size, -i), top,
+                           slices.max(top, dim), index)
+        return slices.map(tf.negative, slices.max(below, dim))
+
+    return SliceOperation(forward, None, [x], [(x.shape.dims[:-1], tf.int32)], name).outputs[0]
 
 
 def layer_norm(x, gain, bias, dim, epsilon, name="layer_norm"):
@@ -243,6 +267,14 @@ class _ToFloat32(mtf.Operation):
         else:
             result = cast(x)
         lowering.set_tensor_lowering(self.outputs[0], result)
+
+
+def _without_padding(x, start, n_valid, dim):
+    """A slice of `dim`, its last dimension, that begins at `start`, low at and above `n_valid`."""
+    if n_valid >= dim.size:
+        return x
+    column = tf.range(x.shape[-1]) + (0 if start is None else start)
+    return tf.where_v2(column < n_valid, x, tf.constant(-1e9, x.dtype))
 
 
 def _map(slices, fn, start, *xs):

@@ -49,6 +49,16 @@ class Slices:
         """The maximum of `x` over the slices that hold different parts of `dim`."""
         return self._reduce(x, dim, "MAX")
 
+    def whole(self, x, dim, axis):
+        """`x` with its parts of `dim`, tensor axis `axis`, joined on every slice."""
+        mesh_axis = self._axis(dim)
+        return x if mesh_axis is None else self._impl.allconcat(x, mesh_axis, axis)
+
+    def part(self, x, dim, axis):
+        """The inverse of `whole`: what each slice holds of `dim`."""
+        mesh_axis = self._axis(dim)
+        return x if mesh_axis is None else self._impl.allsplit(x, mesh_axis, axis)
+
     def start(self, dim):
         """The index in `dim` at which each slice begins: an int32 scalar a slice."""
         axis = self._axis(dim)

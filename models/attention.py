@@ -4,17 +4,13 @@ Names of dimensions in comments: b batch, s sequence, m memory_length, h heads, 
 """
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
-from mesh import random
+from mesh.compat import mtf, tf
 from mesh.slices import SliceOperation, local
 from models import positions
+from models.causal import Causal
+from models.heads import Heads, swapped, weighted
 from models.layers import site_number
-
-# Queries are taken in this many blocks, each of which skips the keys above the causal diagonal:
-# little more than half of the products and an eighth of the scores' memory at a time.
-_BLOCKS = 8
-_SMALLEST_BLOCK = 128
 
 
 def causal(ctx, qkv, rotary_dims, rate, site):
@@ -25,7 +21,8 @@ def causal(ctx, qkv, rotary_dims, rate, site):
 
     Args:
       ctx: the models.layers.Context.
-      qkv: queries, keys and values, [batch, sequence, qkv, heads, features_per_head].
+      qkv: queries, keys and values, [batch, sequence, qkv, heads, features_per_head]; any of them
+        but `qkv` may be split, and so may `memory_length`, the keys' positions.
       rotary_dims: features of a head to rotate; 0 for none.
       rate: dropout of the probabilities.
       site: a name that is unique in the model, for the dropout.
@@ -34,77 +31,11 @@ def causal(ctx, qkv, rotary_dims, rate, site):
       [batch, sequence, heads, features_per_head].
     """
     batch, sequence, _, heads, features = qkv.shape.dims
+    memory = mtf.Dimension(sequence.name.replace("sequence", "memory_length"), sequence.size)
     drops = ctx.train and rate > 0
-    whole = [batch.size, heads.size, sequence.size, sequence.size]
-
-    def keep_scale(key, begin, b, h, rows, columns):
-        """Dropout's factors for scores [b, h, rows, columns], by index in the whole tensor."""
-        index = random.global_index([b, h, rows[1] - rows[0], columns],
-                                    [begin[0], begin[1], rows[0], 0], whole)
-        mask = random.keep_mask(index, random.mix(key, site_number(site)), rate)
-        return tf.cast(mask, tf.float32) / (1.0 - rate)
-
-    def split(x):
-        """[b, s, qkv, h, d] -> three [b, h, s, d], rotated, the queries scaled."""
-        q, k, v = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
-        if rotary_dims:
-            cos, sin = positions.rotary_angles(tf.range(sequence.size), rotary_dims)
-            q, k = (positions.rotate(t, cos, sin, rotary_dims) for t in (q, k))
-        return q * tf.cast(features.size ** -0.5, q.dtype), k, v
-
-    def probabilities(q, k, rows):
-        s = tf.matmul(q[:, :, rows[0]:rows[1]], k[:, :, :rows[1]], transpose_b=True)
-        visible = np.arange(rows[1])[None, :] <= np.arange(*rows)[:, None]
-        return tf.nn.softmax(tf.where_v2(visible, tf.cast(s, tf.float32), -1e9))
-
-    def forward_slice(x, *rest):
-        q, k, v = split(x)
-        outs = []
-        for rows in _query_blocks(sequence.size):
-            p = probabilities(q, k, rows)
-            if drops:
-                p *= keep_scale(rest[0], rest[1:], *q.shape[:2].as_list(), rows, rows[1])
-            outs.append(tf.matmul(tf.cast(p, v.dtype), v[:, :, :rows[1]]))
-        return tf.transpose(tf.concat(outs, 2), [0, 2, 1, 3])
-
-    def backward_slice(x, out, d_out, *rest):
-        x = tf.identity(x)
-        q, k, v = split(x)
-        d_out = tf.transpose(d_out, [0, 2, 1, 3])
-        # Σ_k p·dp = d_out·out, dropout included (Dao et al. 2022, appendix B.2).
-        inner = tf.reduce_sum(tf.cast(d_out, tf.float32)
-                              * tf.cast(tf.transpose(out, [0, 2, 1, 3]), tf.float32), -1)
-        dqs, dks, dvs = [], [], []
-        for rows in _query_blocks(sequence.size):
-            block = slice(*rows)
-            p = probabilities(q, k, rows)
-            dp = tf.cast(tf.matmul(d_out[:, :, block], v[:, :, :rows[1]], transpose_b=True),
-                         tf.float32)
-            dropped = p
-            if drops:
-                factor = keep_scale(rest[0], rest[1:], *q.shape[:2].as_list(), rows, rows[1])
-                dropped, dp = p * factor, dp * factor
-            ds = tf.cast(p * (dp - inner[:, :, block, None]), q.dtype)
-            after = [[0, 0], [0, 0], [0, sequence.size - rows[1]], [0, 0]]
-            dqs.append(tf.matmul(ds, k[:, :, :rows[1]]))
-            dks.append(tf.pad(tf.matmul(ds, q[:, :, block], transpose_a=True), after))
-            dvs.append(tf.pad(tf.matmul(tf.cast(dropped, v.dtype), d_out[:, :, block],
-                                        transpose_a=True), after))
-        # TensorFlow's own gradient of `split`: transposes, rotations and a factor only.
-        return tf.gradients([q, k, v], x, [tf.concat(dqs, 2), tf.add_n(dks), tf.add_n(dvs)])[0]
-
-    def extra(slices, laid_out):
-        return [*laid_out, slices.start(batch), slices.start(heads)] if drops else []
-
-    def forward(slices, x, *key):
-        return slices.map(forward_slice, x, *extra(slices, key))
-
-    def backward(slices, ins, outs, grads):
-        dx = slices.map(backward_slice, ins[0], *outs, grads[0], *extra(slices, ins[1:]))
-        return [dx] + [None] * len(ins[1:])
-
+    full = Causal(Heads(qkv, memory, rotary_dims), rate, site_number(site))
     return SliceOperation(
-        forward, backward, [qkv] + ([ctx.dropout_key] if drops else []),
+        full.forward, full.backward, [qkv] + ([ctx.dropout_key] if drops else []),
         [([batch, sequence, heads, features], qkv.dtype)], "causal_attention").outputs[0]
 
 
@@ -177,48 +108,76 @@ def windowed(qkv, window, rotary_dims):
                  name="windowed_attention")
 
 
-def _query_blocks(length):
-    """[(first, last + 1)] of the blocks of queries."""
-    n = max(1, min(_BLOCKS, length // _SMALLEST_BLOCK))
-    bounds = [length * i // n for i in range(n + 1)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
-
-
-def causal_incremental(qkv, cache, index, rotary_dims):
+def causal_incremental(qkv, cache, index, rotary_dims, window=None):
     """Causal attention of new tokens over a cache of earlier ones.
 
+    It is the incremental form of `causal`, and with a window of `windowed`.
+
     Args:
-      qkv: of the new tokens, [batch, sequence, qkv, heads, features_per_head].
+      qkv: of the new tokens, [batch, new_tokens, qkv, heads, features_per_head]; no layout splits
+        the second dimension.
       cache: (keys, values), each [batch, heads, memory_length, features_per_head]; keys rotated.
       index: int32 [batch]: how many tokens of each row the cache holds; the new ones follow.
       rotary_dims: features of a head to rotate; 0 for none.
+      window: how many tokens a query sees; None is all.
 
     Returns:
-      ([batch, sequence, heads, features_per_head], the cache with the new tokens written).
+      ([batch, new_tokens, heads, features_per_head], the cache with the new tokens written).
     """
-    batch, sequence, _, heads, features = qkv.shape.dims
+    batch, new_tokens, _, heads, features = qkv.shape.dims
+    memory = cache[0].shape.dims[2]
+    parts = Heads(qkv, memory, rotary_dims)
 
-    def one_slice(x, keys, values, at):
-        q, k, v = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
-        position = at[:, None] + tf.range(sequence.size)
-        if rotary_dims:
-            cos, sin = (t[:, None] for t in positions.rotary_angles(position, rotary_dims))
-            q, k = (positions.rotate(t, cos, sin, rotary_dims) for t in (q, k))
-        b, h, m, _ = keys.shape.as_list()
-        shape = [b, h, sequence.size]
+    def forward(slices, x, keys, values, at):
+        position = slices.map(lambda at: at[:, None, None] + tf.range(new_tokens.size), at)
+        start = slices.start(memory) if slices.is_split(memory) else None
+        q, k, v = parts.split(slices, x, position)
+        keys, values = (slices.map(_written, old, new, position, start)
+                        for old, new in ((keys, k), (values, v)))
+
+        def hide(s, position, start):
+            columns = tf.range(s.shape[3]) + (0 if start is None else start)
+            distance = position[..., None] - columns
+            near = distance >= 0
+            if window is not None:
+                near = tf.logical_and(near, distance < window)
+            return tf.where_v2(near, s, -1e9)
+
+        p = parts.softmax(slices, slices.map(hide, parts.products(slices, q, keys), position,
+                                             start))
+        out = slices.sum(slices.map(weighted, p, values), memory)
+        return slices.map(swapped, out), keys, values
+
+    out, *cache = SliceOperation(
+        forward, None, [qkv, *cache, index],
+        [([batch, new_tokens, heads, features], qkv.dtype)] + [(c.shape, c.dtype) for c in cache],
+        "causal_incremental").outputs
+    return out, tuple(cache)
+
+
+def _written(cache, new, position, start):
+    """A slice of a cache with what falls into it of the new tokens.
+
+    Args:
+      cache: [b, h, m, d]. new: [b, h, n, d]. position: int32 [b, 1, n], consecutive in each row.
+      start: the position at which the slice begins, if others hold other positions, or None.
+
+    Returns:
+      a tensor like `cache`.
+    """
+    b, h, size, _ = cache.shape.as_list()
+    if start is not None:
+        position -= start
+    # Up to `size` consecutive positions differ modulo `size`: each has a place of its own, where
+    # those that belong to other slices write what is there.
+    for first in range(0, new.shape[2], size):
+        at, values = position[:, :, first:first + size], new[:, :, first:first + size]
+        shape = [b, h, at.shape[2]]
         where = tf.stack([tf.broadcast_to(tf.reshape(tf.range(b), [b, 1, 1]), shape),
                           tf.broadcast_to(tf.reshape(tf.range(h), [1, h, 1]), shape),
-                          tf.broadcast_to(position[:, None], shape)], -1)
-        keys = tf.tensor_scatter_nd_update(keys, where, k)
-        values = tf.tensor_scatter_nd_update(values, where, v)
-        s = tf.cast(tf.matmul(q, keys, transpose_b=True), tf.float32) * features.size ** -0.5
-        visible = tf.range(m) <= position[:, None, :, None]
-        s = tf.where_v2(visible, s, -1e9)
-        out = tf.matmul(tf.cast(tf.nn.softmax(s), v.dtype), values)
-        return tf.transpose(out, [0, 2, 1, 3]), keys, values
-
-    out, keys, values = local(
-        one_slice, [qkv, *cache, index],
-        [([batch, sequence, heads, features], qkv.dtype)] + [(c.shape, c.dtype) for c in cache],
-        name="causal_incremental")
-    return out, (keys, values)
+                          tf.broadcast_to(at % size, shape)], -1)
+        if start is not None:
+            held = tf.logical_and(at >= 0, at < size)[..., None]
+            values = tf.where_v2(held, values, tf.gather_nd(cache, where))
+        cache = tf.tensor_scatter_nd_update(cache, where, values)
+    return cache

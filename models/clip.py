@@ -13,7 +13,7 @@ from configs.errors import UserError
 from mesh import ops
 from mesh.compat import mtf, tf
 from mesh.slices import local
-from models import attention, blocks, layers
+from models import attention, blocks, layers, similarity
 
 # CLIP's names of activations, which are Hugging Face's: their "gelu" is the exact one.
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu_exact"}
@@ -79,9 +79,10 @@ class TextTower:
     Args:
       sizes: a ClipSizes.
       scope: the scope of its variables.
+      recompute: in training, compute each block again in the backward pass.
     """
 
-    def __init__(self, sizes, scope="clip_text"):
+    def __init__(self, sizes, scope="clip_text", recompute=False):
         self.sizes, self.scope = sizes, scope
         self.embd = mtf.Dimension("clip_embd", sizes.width)
         self.vocab = mtf.Dimension("clip_vocab", sizes.vocab)
@@ -89,7 +90,8 @@ class TextTower:
         self.out = mtf.Dimension("clip_out", sizes.out)
         self.blocks = transformer(
             self.embd, sizes.heads, mtf.Dimension("clip_intermediate", sizes.intermediate),
-            sizes.layers, ACTIVATIONS[sizes.activation], sizes.epsilon, "clip")
+            sizes.layers, ACTIVATIONS[sizes.activation], sizes.epsilon, "clip",
+            recompute)
 
     def embed(self, ctx, tokens, ends):
         """Embeddings of texts, not normalised.
@@ -174,7 +176,8 @@ class TextTower:
             return ops.dense(x, kernel, None, [self.embd], name="projection")
 
 
-def transformer(embd, heads, intermediate, n_layers, activation, epsilon, prefix):
+def transformer(embd, heads, intermediate, n_layers, activation, epsilon, prefix,
+                recompute=False):
     """The blocks of a tower, with OpenAI's initial values.
 
     Args:
@@ -185,6 +188,7 @@ def transformer(embd, heads, intermediate, n_layers, activation, epsilon, prefix
       activation: a name in models.layers.ACTIVATIONS.
       epsilon: of the layer norms.
       prefix: of the names of dimensions: `<prefix>_heads`, `<prefix>_features_per_head`.
+      recompute: in training, compute each block again in the backward pass.
 
     Returns:
       a models.blocks.Blocks.
@@ -195,7 +199,7 @@ def transformer(embd, heads, intermediate, n_layers, activation, epsilon, prefix
         mtf.Dimension(f"{prefix}_features_per_head", embd.size // heads), intermediate,
         activation, epsilon, blocks.Blocks.Deviations(
             qkv=embd.size ** -0.5, attention_out=added, mlp_in=(2 * embd.size) ** -0.5,
-            mlp_out=added))
+            mlp_out=added), recompute=recompute)
 
 
 def prefix_pattern(n):
@@ -224,7 +228,7 @@ def logit_scale(ctx):
         return ctx.variable("logit_scale", [], layers.constant(math.log(1 / 0.07)))
 
 
-def contrastive_loss(image_embeddings, text_embeddings, log_scale):
+def contrastive_loss(image_embeddings, text_embeddings, log_scale, mask=None):
     """Symmetric InfoNCE: each image against all texts of the batch, each text against all images.
 
     Negatives come from all slices of a split batch. Radford et al. 2021, figure 3.
@@ -233,30 +237,22 @@ def contrastive_loss(image_embeddings, text_embeddings, log_scale):
       image_embeddings: [batch, clip_out], not normalised.
       text_embeddings: [batch, clip_out]; row i belongs to image i.
       log_scale: logarithm of the inverse temperature, a scalar; the temperature is at least 1/100.
+      mask: float32 [batch]: 0 for rows that are no pair, and None if all are.
 
     Returns:
-      a float32 scalar: the sum over the batch of both directions' mean, in nats. Its denominator is
-      the size of the batch.
+      a float32 scalar: the sum over the pairs of both directions' mean, in nats. Its denominator is
+      the number of pairs.
     """
-    batch, out = text_embeddings.shape.dims
-    everyone = mtf.Dimension("clip_candidates", batch.size)
-    images, texts = (_unit(x, out) for x in (image_embeddings, text_embeddings))
     scale = _scale(mtf.cast(log_scale, tf.float32))
-    own = mtf.range(image_embeddings.mesh, batch, tf.int32)
+    own = similarity.own_index(image_embeddings.mesh, text_embeddings.shape.dims[:1])
     total = 0.0
-    for queries, candidates in [(images, texts), (texts, images)]:
-        # A reshape to a dimension that no layout splits gathers it from all slices.
-        candidates = mtf.replace_dimensions(candidates, batch, everyone)
-        logits = mtf.einsum([queries, candidates], output_shape=[batch, everyone]) * scale
+    for queries, candidates in [(image_embeddings, text_embeddings),
+                                (text_embeddings, image_embeddings)]:
+        logits = similarity.cosines(queries, candidates, mask) * scale
+        everyone = logits.shape.dims[-1]
         loss, _ = ops.softmax_cross_entropy(logits, own, everyone, everyone.size)
-        total += mtf.reduce_sum(loss)
+        total += mtf.reduce_sum(loss if mask is None else loss * mask)
     return total / 2
-
-
-def _unit(x, dim):
-    """x over its length along `dim`, float32."""
-    x = mtf.cast(x, tf.float32)
-    return x * mtf.rsqrt(mtf.reduce_sum(mtf.square(x), reduced_dim=dim) + 1e-12)
 
 
 def _scale(log_scale):

@@ -23,6 +23,7 @@ class StudentSizes:
       out: width of the outputs: the teacher's.
       window: tokens that a token sees in each layer, itself included.
       rotary_dims: features of a head that rotate; even.
+      activation: a name in models.layers.ACTIVATIONS.
     """
 
     width: int = 512
@@ -32,6 +33,7 @@ class StudentSizes:
     out: int = 512
     window: int = 75
     rotary_dims: int = 32
+    activation: str = "quick_gelu"
 
 
 class Student:
@@ -40,16 +42,17 @@ class Student:
     Args:
       sizes: a StudentSizes.
       scope: the scope of its variables.
+      recompute: in training, compute each block again in the backward pass.
     """
 
-    def __init__(self, sizes, scope="clip_student"):
+    def __init__(self, sizes, scope="clip_student", recompute=False):
         self.sizes, self.scope = sizes, scope
         self.embd = mtf.Dimension("clip_embd", sizes.width)
         self.vocab = mtf.Dimension("clip_vocab", sizes.vocab)
         self.out = mtf.Dimension("clip_out", sizes.out)
         self.blocks = clip.transformer(
             self.embd, sizes.heads, mtf.Dimension("clip_intermediate", 4 * sizes.width),
-            sizes.layers, "quick_gelu", 1e-5, "clip")
+            sizes.layers, sizes.activation, 1e-5, "clip", recompute)
 
     def outputs(self, ctx, tokens):
         """What the student says at each token.
@@ -61,11 +64,42 @@ class Student:
         Returns:
           [batch, clip_sequence, clip_out].
         """
-        sizes = self.sizes
+        def attend(ctx, qkv, layer):
+            return attention.windowed(qkv, self.sizes.window, self.sizes.rotary_dims)
+
+        return self._stack(ctx, tokens, attend)
+
+    def outputs_incremental(self, ctx, tokens, index, caches):
+        """What the student says at new tokens, given the caches of earlier ones.
+
+        Args:
+          ctx: a models.layers.Context.
+          tokens: int32 [batch, new_tokens].
+          index: int32 [batch]: how many tokens of each row came before.
+          caches: a list of (keys, values) for each layer, as `empty_caches` makes them.
+
+        Returns:
+          ([batch, new_tokens, clip_out], the new caches).
+        """
+        new = []
 
         def attend(ctx, qkv, layer):
-            return attention.windowed(qkv, sizes.window, sizes.rotary_dims)
+            out, cache = attention.causal_incremental(
+                qkv, caches[layer], index, self.sizes.rotary_dims, self.sizes.window)
+            new.append(cache)
+            return out
 
+        return self._stack(ctx, tokens, attend), new
+
+    def empty_caches(self, ctx, batch, length):
+        """Caches for `length` tokens a row: a list of (keys, values) of zeros for each layer."""
+        shape = mtf.Shape([batch, self.blocks.heads, mtf.Dimension("clip_memory_length", length),
+                           self.blocks.features])
+        return [(mtf.zeros(ctx.mesh, shape, ctx.dtype), mtf.zeros(ctx.mesh, shape, ctx.dtype))
+                for _ in range(self.sizes.layers)]
+
+    def _stack(self, ctx, tokens, attend):
+        sizes = self.sizes
         with tf.variable_scope(self.scope, reuse=tf.AUTO_REUSE):
             table = ctx.variable("wte", [self.vocab, self.embd], layers.normal(0.02))
             x = ops.gather(table, tokens, self.vocab, name="wte")

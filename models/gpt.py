@@ -42,6 +42,13 @@ class GPT:
         Returns:
           [batch, sequence, embd].
         """
+        return self.states(ctx, tokens)[-1]
+
+    def states(self, ctx, tokens, join=None):
+        """The residual stream after each block, and after the final norm: like `hidden`, a list.
+
+        `join` changes the input of the first block: see `_stack`.
+        """
         sequence = tokens.shape.dims[-1]
         index = mtf.range(ctx.mesh, sequence, tf.int32)
 
@@ -49,22 +56,22 @@ class GPT:
             site = f"h{layer}/attn/probabilities"
             return attention.causal(ctx, qkv, self.rotary_dims, self.config.attn_dropout, site)
 
-        return self._stack(ctx, tokens, index, attend)
+        return self._stack(ctx, tokens, index, attend, join)
 
-    def hidden_incremental(self, ctx, tokens, index, caches):
+    def hidden_incremental(self, ctx, tokens, index, caches, join=None):
         """Hidden states of new tokens, given the caches of earlier ones.
 
         Args:
           ctx: a models.layers.Context.
-          tokens: int32 [batch, sequence]: the new tokens.
+          tokens: int32 [batch, new_tokens]: the new tokens; no layout splits the second dimension.
           index: int32 [batch]: how many tokens of each row came before.
           caches: a list of (keys, values) for each layer, as `empty_caches` makes them.
+          join: see `states`.
 
         Returns:
-          ([batch, sequence, embd], the new caches).
+          ([batch, new_tokens, embd], the new caches).
         """
-        sequence = tokens.shape.dims[-1]
-        position = index + mtf.range(ctx.mesh, sequence, tf.int32)
+        position = index + mtf.range(ctx.mesh, tokens.shape.dims[-1], tf.int32)
         new = []
 
         def attend(ctx, qkv, layer):
@@ -72,7 +79,7 @@ class GPT:
             new.append(cache)
             return out
 
-        return self._stack(ctx, tokens, position, attend), new
+        return self._stack(ctx, tokens, position, attend, join)[-1], new
 
     def empty_caches(self, ctx, batch, length):
         """Caches for `length` tokens a row: a list of (keys, values) of zeros for each layer."""
@@ -94,8 +101,12 @@ class GPT:
         return ctx.variable("wte", [self.vocab, self.embd],
                             layers.normal(self.config.initializer_range))
 
-    def _stack(self, ctx, tokens, position, attend):
-        """Embedding, blocks and final norm. `position`: int32 [sequence] or [batch, sequence]."""
+    def _stack(self, ctx, tokens, position, attend, join=None):
+        """Embedding, blocks and final norm: the states after each block, and after the norm.
+
+        `position` is int32 [sequence] or [batch, sequence]; `join`, from (ctx, x) to a tensor like
+        x, changes the input of the first block.
+        """
         config = self.config
         with tf.variable_scope("gpt", reuse=tf.AUTO_REUSE):
             x = ops.gather(self._token_table(ctx), tokens, self.vocab, name="wte")
@@ -104,11 +115,20 @@ class GPT:
                 # Half of the tokens' scale, as in GPT-2.
                 table = ctx.variable("wpe", [length, self.embd],
                                      layers.normal(config.initializer_range / 2))
-                x += ops.gather(table, position, length, name="wpe")
+                # Looked up on every slice for all tokens, since a layout may split the table and
+                # the tokens over one axis.
+                everywhere = [mtf.Dimension(f"all_{d.name}", d.size) for d in position.shape.dims]
+                rows = ops.gather(table, mtf.reshape(position, mtf.Shape(everywhere)), length,
+                                  name="wpe")
+                x += mtf.reshape(rows, mtf.Shape(position.shape.dims + [self.embd]))
             x = layers.dropout(ctx, x, config.embed_dropout, "embedding")
+            if join:
+                x = join(ctx, x)
+            states = []
             for layer in range(config.n_layer):
                 x = self.blocks(ctx, x, layer, attend)
-            return layers.layer_norm(ctx, x, self.embd, "norm_f")
+                states.append(x)
+            return [*states, layers.layer_norm(ctx, x, self.embd, "norm_f")]
 
     def _deviations(self):
         """`initializer_range`, or with `scale_by_in` 1/√fan_in of it, as in GPT-Neo.

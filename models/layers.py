@@ -19,11 +19,14 @@ class Context:
       config: the run's configuration.
       dropout_key: an int32 scalar mtf tensor, different for each (seed, step, microbatch); None
         outside of training.
+      stored: None, or a function of a variable's full name that returns its initialiser: then the
+        variables are constants that come from elsewhere, neither trained nor in a checkpoint.
     """
 
     mesh: mtf.Mesh
     config: object
     dropout_key: object = None
+    stored: object = None
 
     @property
     def train(self):
@@ -35,13 +38,21 @@ class Context:
         """The type of activations and of matrix products."""
         return tf.bfloat16 if self.config.precision == "bfloat16" else tf.float32
 
-    def variable(self, name, shape, initializer):
-        """A trainable float32 variable, read in the activations' type."""
+    def variable(self, name, shape, initializer, trainable=True):
+        """A float32 variable, read in the activations' type."""
         scope = tf.get_variable_scope().name
         full_name = f"{scope}/{name}" if scope else name
+        if self.stored:
+            # Nothing updates it, so slices need no more precision than what reads them.
+            return mtf.get_variable(
+                self.mesh, name, mtf.Shape(shape),
+                dtype=mtf.VariableDType(tf.float32, self.dtype, self.dtype),
+                initializer=self.stored(full_name), trainable=False,
+                collections=[tf.GraphKeys.LOCAL_VARIABLES])
         dtype = mtf.VariableDType(tf.float32, tf.float32, self.dtype)
         return mtf.get_variable(self.mesh, name, mtf.Shape(shape), dtype=dtype,
-                                initializer=initializer(self.config.seed, full_name))
+                                initializer=initializer(self.config.seed, full_name),
+                                trainable=trainable)
 
 
 def normal(stddev):

@@ -16,6 +16,10 @@ from mesh.slices import local
 # Positions of a prompt that go through the model at once.
 _PROMPT_BLOCK = 128
 
+# The dimension of tokens on their way into the caches. It is not `sequence`, which a layout may
+# split: there is one token at a time, or a block of a prompt.
+_NEW_TOKENS = "new_tokens"
+
 _LOWEST = tf.float32.min
 
 
@@ -102,28 +106,28 @@ def prefill(model, ctx, tokens, length):
     Args:
       model: a models.gpt.GPT.
       ctx: a models.layers.Context.
-      tokens: int32 [batch, sequence], rows filled up with any token.
+      tokens: int32 [batch, prompt], rows filled up with any token; no layout splits `prompt`.
       length: int32 scalar: positions to compute, the most that a row needs.
 
     Returns:
-      caches as `model.empty_caches` makes them, with room for `sequence` tokens.
+      caches as `model.empty_caches` makes them, with room for `prompt` tokens.
     """
-    batch, sequence = tokens.shape.dims
-    block = mtf.Dimension("sequence", min(sequence.size, _PROMPT_BLOCK))
+    batch, prompt = tokens.shape.dims
+    block = mtf.Dimension(_NEW_TOKENS, min(prompt.size, _PROMPT_BLOCK))
 
     def more(start, *_):
         return mtf.less(start, length)
 
     def body(start, *flat):
         # The last block reaches back over positions that are there already, and repeats them.
-        start = mtf.minimum(start, sequence.size - block.size)
+        start = mtf.minimum(start, prompt.size - block.size)
         piece = local(lambda t, at: tf.slice(t, [0, at], [-1, block.size]), [tokens, start],
                       ([batch, block], tf.int32), name="block")
         index = mtf.broadcast(start, [batch])
         _, caches = model.hidden_incremental(ctx, piece, index, _pairs(flat))
         return [start + block.size, *_flat(caches)]
 
-    caches = model.empty_caches(ctx, batch, sequence.size)
+    caches = model.empty_caches(ctx, batch, prompt.size)
     start = mtf.constant(ctx.mesh, 0, dtype=tf.int32)
     return _pairs(mtf.while_loop(more, body, [start, *_flat(caches)])[1:])
 
@@ -148,10 +152,10 @@ def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_val
       count: int32 scalar: how many tokens of these samples were made before.
 
     Returns:
-      (int32 [batch, new_tokens], -1 where none was made, and the new caches). `eos_id` is included.
+      (int32 [batch, chunk], -1 where none was made, and the new caches). `eos_id` is included.
     """
     batch = token.shape.dims[0]
-    one, new_tokens = mtf.Dimension("sequence", 1), mtf.Dimension("new_tokens", size)
+    one, chunk = mtf.Dimension(_NEW_TOKENS, 1), mtf.Dimension("chunk", size)
 
     def more(step, token, position, done, *_):
         return mtf.logical_and(mtf.less(step, steps), mtf.less(mtf.reduce_min(done), 1))
@@ -176,7 +180,7 @@ def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_val
         return [step + 1, *state, *_flat(caches)]
 
     step = mtf.constant(ctx.mesh, 0, dtype=tf.int32)
-    out = mtf.constant(ctx.mesh, -1, shape=mtf.Shape([batch, new_tokens]), dtype=tf.int32)
+    out = mtf.constant(ctx.mesh, -1, shape=mtf.Shape([batch, chunk]), dtype=tf.int32)
     results = mtf.while_loop(more, body, [step, token, position, done, out, *_flat(caches)])
     return results[4], _pairs(results[5:])
 

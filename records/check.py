@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf
 
 from configs.errors import UserError
 from configs.values import DatasetEntry
-from records import sources, splits
+from records import picture_files, sources, splits
 from records.reader import Reader
 from records.scans import in_threads, key
 from records.shard import Shard, check_count, scan, walk
@@ -70,7 +70,9 @@ def _check_split(config, entry, split, samples):
     dataset = config.dataset_configs[entry.id]
     files, known = splits.split_files(entry.id, dataset, split)
     listed = {file: known[key(file)] for file in files if key(file) in known}
-    encoder = next((manifest.encoder for manifest, *_ in listed.values()), None)
+    manifest = next((manifest for manifest, *_ in listed.values()), None)
+    encoder = manifest.encoder if manifest else None
+    pictures = manifest is not None and manifest.mode == sources.PICTURES
     n_vocab = encoder.n_vocab if encoder else dataset.n_vocab
     absent = [f"{file} does not exist; correct the path or make the shard"
               for file in files if not tf.io.gfile.exists(file)]
@@ -81,12 +83,20 @@ def _check_split(config, entry, split, samples):
     problems = list(itertools.chain.from_iterable(one.problems for one in found))
     shards = tuple(one.facts for one in found)
     split_found = splits.Split(entry.id, split, shards)
-    _print_facts(split_found, listed, config.n_ctx)
+    _print_facts(split_found, listed)
+    if pictures:
+        print(f"  pictures of {manifest.image_size} pixels a side, {manifest.group} a group; "
+              "tokens are those of all captions")
+    else:
+        print(f"  windows of {config.n_ctx} targets in an epoch, read as chunks: "
+              f"{max(split_found.total('tokens') - 1, 0) // config.n_ctx:,}")
     if not any(shard.tokens for shard in shards):
         problems.append(f"dataset {entry.id}: its {len(files)} {split} shards hold no tokens")
     elif samples:
         spec = encoder.spec if encoder else dataset.encoder
-        problems += _print_samples(split_found, config, spec, encoder, samples)
+        loaded, wrong = _encoder(entry.id, spec, encoder)
+        problems += wrong
+        (_print_captions if pictures else _print_samples)(split_found, config, loaded, samples)
     print()
     return problems + _check_listing(listed, known, files, split)
 
@@ -122,6 +132,8 @@ def _examine(path, listed, n_vocab):
             problems.append(f"{path}: holds no records; take it out of the dataset")
         if listed:
             problems += _disagreements(facts, listed[2])
+        if listed and listed[0].mode == sources.PICTURES:
+            problems += picture_files.problems(path, listed[0].image_size)
     if facts.highest is not None and not 0 <= facts.lowest <= facts.highest < n_vocab:
         problems.append(f"{path}: ids range from {facts.lowest} to {facts.highest}, and the "
                         f"encoder has {n_vocab}")
@@ -160,7 +172,7 @@ def _check_listing(listed, known, files, split):
     return problems
 
 
-def _print_facts(split, listed, n_ctx):
+def _print_facts(split, listed):
     """Prints what a split holds."""
     filled = [shard for shard in split.shards if shard.records]
     records, tokens = split.total("records"), split.total("tokens")
@@ -176,23 +188,26 @@ def _print_facts(split, listed, n_ctx):
               f"{max(shard.highest for shard in ids)}")
     print("  bytes of text " + ("unknown" if size is None else
                                 f"{size:,}, {size / max(tokens, 1):.3f} a token"))
-    print(f"  windows of {n_ctx} targets in an epoch, read as chunks: "
-          f"{max(tokens - 1, 0) // n_ctx:,}")
 
 
-def _print_samples(split, config, spec, stated, samples):
-    """Prints texts from places spread over a split; returns problems with the encoder."""
+def _encoder(dataset, spec, stated):
+    """The encoder of a dataset, None if it cannot be had, and the problems with it."""
     import encoders  # it is heavy, and training does not need it
 
-    problems, encoder = [], None
-    if spec:
-        try:
-            encoder = encoders.load(spec)
-            if stated and encoder.hash != stated.hash:
-                problems.append(f"dataset {split.dataset}: encoder {spec} has hash {encoder.hash} "
-                                f"here, and the shards were made with {stated.hash}")
-        except UserError as error:
-            problems.append(str(error))
+    if not spec:
+        return None, []
+    try:
+        encoder = encoders.load(spec)
+    except UserError as error:
+        return None, [str(error)]
+    if stated and encoder.hash != stated.hash:
+        return encoder, [f"dataset {dataset}: encoder {spec} has hash {encoder.hash} here, and the "
+                         f"shards were made with {stated.hash}"]
+    return encoder, []
+
+
+def _print_samples(split, config, encoder, samples):
+    """Prints texts from places spread over a split."""
     total = split.total("tokens")
     reader = Reader(split, config.n_vocab)
     for number in range(samples):
@@ -204,6 +219,29 @@ def _print_samples(split, config, spec, stated, samples):
                                                 tf.constant(end, tf.int64))).tolist()
         except tf.errors.OpError:
             continue  # what is wrong there was found before
-        text = repr(encoder.decode(ids)) if encoder and max(ids) < encoder.n_vocab else str(ids)
-        print(f"  tokens {begin:,} to {end - 1:,}: {text}")
-    return problems
+        print(f"  tokens {begin:,} to {end - 1:,}: {_text(ids, encoder)}")
+
+
+def _print_captions(split, config, encoder, samples):
+    """Prints the captions of pictures from places spread over a split."""
+    total = split.total("records")
+    reader = Reader(split, config.n_vocab)
+    for number in range(samples):
+        place = total * number // samples
+        try:
+            with tf.Graph().as_default(), tf.Session() as session:
+                (record,) = session.run(reader.examples(tf.constant(place, tf.int64),
+                                                        tf.constant(place + 1, tf.int64)))
+            features = picture_files.features_of(record)
+        except (tf.errors.OpError, UserError):
+            continue  # what is wrong there was found before
+        ids = features["text"].int64_list.value
+        ends = [0, *itertools.accumulate(features["lengths"].int64_list.value)]
+        captions = [_text(list(ids[begin:end]), encoder) for begin, end in itertools.pairwise(ends)]
+        print(f"  picture {place:,}: {', '.join(captions)}")
+
+
+def _text(ids, encoder):
+    """Ids as a text in quotes, or as they are if they cannot be decoded."""
+    known = encoder and all(0 <= number < encoder.n_vocab for number in ids)
+    return repr(encoder.decode(ids)) if known else str(ids)

@@ -47,6 +47,17 @@ class Reader:
         return self._pieces(self.record_start, begin, end, self._documents_of_shard,
                             (tf.int32, tf.int64))
 
+    def examples(self, begin, end):
+        """Records begin … end - 1 as they are stored: string [end - begin]."""
+        return self._pieces(self.record_start, begin, end,
+                            lambda *shard_range: (self._examples_of_shard(*shard_range),),
+                            (tf.string,))[0]
+
+    def place_of(self, record):
+        """Where a record is: its number in its shard, int64, and the shard's path, a string."""
+        shard = tf.searchsorted(self.record_start, [record], side="right")[0] - 1
+        return record - tf.constant(self.record_start)[shard], tf.constant(self.paths)[shard]
+
     def _pieces(self, starts, begin, end, read, dtypes):
         """What `read` gives of each shard that the range touches, concatenated."""
         first = tf.searchsorted(starts, [begin], side="right")[0] - 1
@@ -73,28 +84,31 @@ class Reader:
         # Enough records: up to the next indexed one, or what the shortest record allows.
         enough = -(-(end - before) // tf.constant(self.shortest)[shard])
         count = tf.minimum(records[stop] - records[mark], enough)
-        texts = self._records(shard, mark, 0, count)
+        texts = _parsed(self._records(shard, mark, 0, count))
         return (self._checked(texts.values[begin - before:end - before], end - begin, shard),)
 
     def _documents_of_shard(self, shard, begin, end):
         """The tokens and lengths of a range of records that lies within one shard."""
-        mark = tf.searchsorted(self.mark_record[:-1], [begin], side="right")[0] - 1
-        skipped = begin - tf.constant(self.mark_record)[mark]
-        texts = self._records(shard, mark, skipped, end - begin)
+        texts = _parsed(self._examples_of_shard(shard, begin, end))
         lengths = tf.cast(texts.row_lengths(), tf.int64)
-        with tf.control_dependencies([self._assert_count(tf.size(lengths), end - begin, shard)]):
-            lengths = tf.identity(lengths)
         return self._checked(texts.values, tf.reduce_sum(lengths), shard), lengths
 
+    def _examples_of_shard(self, shard, begin, end):
+        """The stored records of a range that lies within one shard."""
+        mark = tf.searchsorted(self.mark_record[:-1], [begin], side="right")[0] - 1
+        skipped = begin - tf.constant(self.mark_record)[mark]
+        records = self._records(shard, mark, skipped, end - begin)
+        with tf.control_dependencies([self._assert_count(tf.size(records), end - begin, shard)]):
+            return tf.identity(records)
+
     def _records(self, shard, mark, skipped, count):
-        """`count` records, `skipped` after an indexed one: ragged int64 [count, tokens]."""
+        """`count` records, `skipped` after an indexed one, as they are stored: string [count]."""
         offset = tf.constant(self.mark_offset)[mark]
         variant = tf.raw_ops.TFRecordDatasetV2(
             filenames=[tf.constant(self.paths)[shard]], compression_type="",
             buffer_size=READ_BYTES, byte_offsets=[offset])
         found = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
-        batch = found.skip(skipped).take(count).batch(count).get_single_element()
-        return tf.io.parse_example(batch, FEATURE)["text"]
+        return found.skip(skipped).take(count).batch(count).get_single_element()
 
     def _checked(self, ids, expected, shard):
         """The ids as int32, once their number and range are known to be right."""
@@ -113,6 +127,11 @@ class Reader:
         message = f"dataset {self.dataset}: a shard holds less than it held (found, expected):"
         return tf.debugging.Assert(tf.equal(found, expected),
                                    [message, tf.constant(self.paths)[shard], found, expected])
+
+
+def _parsed(records):
+    """The ids of stored records: ragged int64 [records, tokens]."""
+    return tf.io.parse_example(records, FEATURE)["text"]
 
 
 def _int64(values):

@@ -112,6 +112,24 @@ def walk(path, offset=0):
             offset += length + 16
 
 
+def stored(path):
+    """Reads the records of a file one by one.
+
+    Yields:
+        (byte offset, the record as it is stored).
+
+    Raises:
+        UserError: a damaged record.
+    """
+    offset = 0
+    try:
+        for record in tf.io.tf_record_iterator(path):
+            yield offset, record
+            offset += len(record) + 16
+    except tf.errors.DataLossError as error:
+        raise UserError(describe_damage(path, offset) or f"{path}: {error.message}") from error
+
+
 def _masked_crc(data):
     """The CRC-32C of TFRecord files: rotated right by 15 bits and shifted by a constant."""
     crc = google_crc32c.value(data)

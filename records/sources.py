@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 
-from configs.dataset import DatasetConfig
+from configs.dataset import DatasetConfig, tower_vocabulary
 from configs.errors import UserError
 from configs.values import DatasetEntry
 from records import splits
+from records.pictures import Pictures
 from records.reader import Reader
 from records.windows import Chunks, Documents
 
 MODE_OF_SHARDS = {"chunks": "chunks", "documents": "documents_random", None: "chunks"}
+PICTURES = "pictures"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,9 @@ class Source:
 
     @property
     def mode(self):
-        """The mode in which it is read; evaluation reads every dataset as a stream."""
+        """The mode in which it is read; evaluation reads every text as a stream."""
+        if self.split.mode == PICTURES:
+            return PICTURES
         if self.split.name == "validation":
             return "chunks"
         return self.entry.mode or MODE_OF_SHARDS[self.split.mode]
@@ -45,8 +49,11 @@ def of_run(config, split):
         found = _found(entry.id, dataset.to_json(), split, config.model_path)
         sources.append(Source(entry, dataset, found))
     for source in sources:
+        _check_kind(source, config)
         _check_encoder(source, config.n_vocab)
-        if source.mode != "chunks":
+        if source.mode == PICTURES:
+            _check_pictures(source, config)
+        elif source.mode != "chunks":
             _check_documents(source, config.n_ctx)
     hashes = {source.encoder_hash: source.entry.id for source in sources if source.encoder_hash}
     if len(hashes) > 1:
@@ -61,6 +68,38 @@ def _found(dataset, config, split, model_path):
     return splits.find(dataset, DatasetConfig.from_json(config, dataset), split, model_path)
 
 
+def _check_kind(source, config):
+    """Refuses text where pictures are needed, and pictures where text is."""
+    name, needed = source.entry.id, config.model == "clip"
+    if needed and source.mode != PICTURES:
+        raise UserError(f"dataset {name} holds no pictures with a manifest, which model clip is "
+                        "trained on; make such shards with datasets/encode_captions.py")
+    if not needed and source.mode == PICTURES:
+        raise UserError(f"dataset {name} holds pictures, and model {config.model} is trained on "
+                        "text; name a dataset of datasets/create_tfrecords.py")
+    if needed and source.entry.mode:
+        raise UserError(f"dataset {name} holds pictures, which are not read as "
+                        f"{source.entry.mode}; take the mode out of its entry in datasets")
+
+
+def _check_pictures(source, config):
+    """Refuses pictures of another size, and groups that would be torn apart in training."""
+    name, split = source.entry.id, source.split
+    if split.image_size != config.clip.image_size:
+        raise UserError(f"dataset {name} has pictures of {split.image_size} pixels a side, and "
+                        f"clip.image_size is {config.clip.image_size}; set it to "
+                        f"{split.image_size}, or make the pictures anew")
+    if split.name == "validation" or split.group == 1:
+        return
+    for shard in split.shards:
+        if shard.records % split.group:
+            raise UserError(f"dataset {name}: {shard.path} has {shard.records} pictures, which are "
+                            f"no groups of {split.group}; make the dataset anew")
+    if config.train_batch_size % split.group:
+        raise UserError(f"train_batch_size: {config.train_batch_size} is no multiple of "
+                        f"{split.group}, and as many pictures of dataset {name} belong together")
+
+
 def _check_encoder(source, n_vocab):
     """Refuses shards whose ids cannot be those of the dataset's config and of the run."""
     name, encoder = source.entry.id, source.split.encoder
@@ -69,9 +108,12 @@ def _check_encoder(source, n_vocab):
         raise UserError(f"dataset {name}: its JSON has encoder_hash {stated}, and its shards were "
                         f"made with {encoder.hash}; correct the JSON or make the shards anew")
     needed = encoder.n_vocab if encoder else source.config.n_vocab
+    if source.mode == PICTURES:
+        needed = tower_vocabulary(encoder.spec, needed)
     if needed > n_vocab:
-        raise UserError(f"dataset {name} has {needed} token ids, more than n_vocab {n_vocab}; set "
-                        f"n_vocab to {needed}")
+        special = ", start and end included," if source.mode == PICTURES else ","
+        raise UserError(f"dataset {name} has {needed} token ids{special} more than n_vocab "
+                        f"{n_vocab}; set n_vocab to {needed}")
     for shard in source.split.shards:
         if shard.tokens and shard.highest is not None and not (
                 0 <= shard.lowest and shard.highest < n_vocab):
@@ -103,6 +145,8 @@ def windows(config, number, source):
     split = source.split
     reader = Reader(split, config.n_vocab)
     seed = f"{config.seed}:{number}"
+    if source.mode == PICTURES:
+        return Pictures(reader, split, config.n_ctx, config.n_vocab, seed)
     if source.mode == "chunks":
         found = Chunks(reader, config.n_ctx, split.total("tokens"), seed,
                          padded=split.name == "validation")

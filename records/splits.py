@@ -26,7 +26,8 @@ class NoValidation(UserError):
 class Split:
     """The training or validation shards of one dataset, in order.
 
-    `mode` ("chunks" or "documents") and `encoder` are None without a manifest.
+    `mode` ("chunks", "documents" or "pictures") and `encoder` are None without a manifest;
+    `image_size` (pixels of a side) and `group` (pictures that belong together) are of pictures.
     """
 
     dataset: str
@@ -34,6 +35,8 @@ class Split:
     shards: tuple
     mode: str | None = None
     encoder: object = None
+    image_size: int | None = None
+    group: int | None = None
 
     def total(self, fact):
         """The sum of a fact over the shards, None where one of them does not tell it."""
@@ -200,21 +203,27 @@ def find(dataset, config, split, model_path=None):
         raise UserError(f"dataset {dataset}: its {len(files)} {split} shards hold no tokens "
                         "(int64 feature \"text\"); see --check_dataset")
     _check_one_kind(dataset, manifests)
-    mode = manifests[0].mode if manifests and not foreign else None
-    return Split(dataset, split, shards, mode, manifests[0].encoder if manifests else None)
+    if not manifests:
+        return Split(dataset, split, shards)
+    one = manifests[0]
+    told = {} if foreign else {"mode": one.mode, "image_size": one.image_size, "group": one.group}
+    return Split(dataset, split, shards, encoder=one.encoder, **told)
 
 
 def _check_one_kind(dataset, manifests):
-    """Refuses shards of different encoders or modes as one dataset.
+    """Refuses shards of different encoders, modes or kinds of pictures as one dataset.
 
     Raises:
         UserError: they differ.
     """
     for what, values in (("encoders", {manifest.encoder.hash for manifest in manifests}),
-                         ("modes", {manifest.mode for manifest in manifests})):
+                         ("modes", {manifest.mode for manifest in manifests}),
+                         ("image sizes", {manifest.image_size for manifest in manifests}),
+                         ("sizes of groups", {manifest.group for manifest in manifests})):
         if len(values) > 1:
             raise UserError(f"dataset {dataset}: its shards have different {what} "
-                            f"({', '.join(sorted(values))}); give each a dataset JSON of its own")
+                            f"({', '.join(sorted(map(str, values)))}); give each a dataset JSON "
+                            "of its own")
 
 
 def _size(path):

@@ -16,20 +16,25 @@ GROUP_TOKENS = 1 << 23
 ENDLESS = 1 << 62
 
 
+def _blocks_of_a_group(block_tokens):
+    """How many blocks of so many tokens make a group."""
+    return max(1, int(GROUP_TOKENS // max(block_tokens, 1)))
+
+
 class Windows:
     """The windows of a split in groups of blocks.
 
-    Subclasses set `windows` (per epoch), `blocks`, `per_block` (windows of a full block) and
-    `full_blocks`, and say how a group is loaded and cut. The last block may be shorter than others;
-    it stays last, so that the place of every group is known.
+    Subclasses set `windows` (per epoch), `blocks`, `per_block` (windows of a full block),
+    `full_blocks` and `group_blocks` (blocks of a group), and say how a group is loaded and cut. The
+    last block may be shorter than others; it stays last, so that the place of every group is known.
     """
 
-    def __init__(self, seed, windows, blocks, per_block, full_blocks, block_tokens):
+    def __init__(self, seed, windows, blocks, per_block, full_blocks, group_blocks):
         self.seed = seed
         self.windows = windows
         self.blocks = blocks
         self.full_blocks = full_blocks
-        self.group_blocks = max(1, int(GROUP_TOKENS // max(block_tokens, 1)))
+        self.group_blocks = group_blocks
         self.per_group = self.group_blocks * per_block
         self.groups = -(-windows // self.per_group)
 
@@ -84,9 +89,13 @@ class Chunks(Windows):
         self.end = tokens if padded else windows * n_ctx + 1
         self.per_block = max(1, BLOCK_TOKENS // n_ctx)
         super().__init__(seed, windows, -(-windows // self.per_block), self.per_block,
-                         windows // self.per_block, self.per_block * n_ctx)
+                         windows // self.per_block, _blocks_of_a_group(self.per_block * n_ctx))
         lost = tokens - self.end
         self.left_out = f"the last {lost} of {tokens} tokens fill no window" if lost else ""
+
+    def targets(self, windows):
+        """Targets that count in the first windows of the stream."""
+        return min(windows * self.n_ctx, self.tokens - 1)
 
     def in_order(self):
         """Every row once, in the stream's order."""
@@ -152,7 +161,8 @@ class Documents(Windows):
         self.random = random
         self.block_records = per_block * stitch
         super().__init__(seed, windows, -(-records // self.block_records), per_block,
-                         records // self.block_records, self.block_records * mean)
+                         records // self.block_records,
+                         _blocks_of_a_group(self.block_records * mean))
         lost = records % stitch
         self.left_out = f"{lost} of {records} documents are left over, others each time" if lost \
             else ""

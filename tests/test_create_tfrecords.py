@@ -26,6 +26,7 @@ from tfrecord_runs import (
 
 import encoders
 from configs.dataset import DatasetConfig, Manifest
+from encoders import char
 
 
 @pytest.fixture
@@ -167,6 +168,29 @@ def test_shakespeare_is_split_as_nanogpt_does(tmp_path, shared_data):
     for split, paths in (("train", dataset.paths), ("validation", dataset.eval_paths)):
         assert sorted(map(os.path.basename, tf.io.gfile.glob(paths))) == sorted(
             shard.file for shard in manifest.splits[split])
+
+
+@pytest.mark.parametrize("encoder", [
+    "byte", "char", "char:characters.json", "characters.json", f"characters.json#{char.EOS}"])
+def test_the_dataset_config_is_good_in_every_directory(tmp_path, monkeypatch, encoder):
+    """Relative paths of the command line, from a directory whose name looks like a pattern."""
+    place = tmp_path / "a [1]*"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    texts = corpus(5, 40)
+    write_jsonl(place / "a.jsonl", texts)
+    char.train(texts).save("characters.json")
+    status = create_tfrecords.main([
+        "--name", "d", "--output_dir", "out/d", "--encoder", encoder, "--input_dir", "a.jsonl",
+        "--val_fraction", "0.3", "--write_dataset_config", "d.json"])
+    assert status == 0
+    monkeypatch.chdir(tmp_path)
+    dataset = DatasetConfig.from_json((place / "d.json").read_text(), "d.json")
+    for paths, infix in ((dataset.paths, ""), (dataset.eval_paths, "_val")):
+        there = sorted(map(str, (place / "out" / "d").glob(f"d{infix}_[0-9]*.tfrecords")))
+        assert sorted(tf.io.gfile.glob(paths)) == there != []
+    for spec in (dataset.encoder, read_manifest(place / "out" / "d").encoder.spec):
+        assert encoders.load(spec).hash == dataset.encoder_hash
 
 
 def test_on_any_file_system(tmp_path):

@@ -1,5 +1,6 @@
 """The command line: flags, help, exit codes, one-line errors, and which job is called with what."""
 
+import importlib
 import io
 import json
 import os
@@ -15,7 +16,8 @@ from configs.errors import UserError
 
 FLAGS = {
     "--help", "-h", "--model", "--set", "--model_path", "--gpu_ids", "--eval", "--predict",
-    "--check_dataset", "--print_config", "--steps_per_checkpoint", "--new", "--yes", "--prompt",
+    "--check_dataset", "--print_config", "--import_from", "--steps_per_checkpoint", "--new",
+    "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
     "--interactive", "--quiet", "--verbose", "--debug",
 }
@@ -46,13 +48,13 @@ def calls(monkeypatch):
 
     rooms = {"training.run": room("training.run", "train", "evaluate"),
              "training.predictor": room("training.predictor", "predict"),
+             "interop.import_clip": room("interop.import_clip", "import_clip"),
              "inputs": room("inputs", "check_dataset")}
-    import training
-
     for name, module in rooms.items():
         monkeypatch.setitem(sys.modules, name, module)
-        if name.startswith("training."):
-            monkeypatch.setattr(training, name.split(".")[1], module, raising=False)
+        package, dot, attribute = name.partition(".")
+        if dot:
+            monkeypatch.setattr(importlib.import_module(package), attribute, module, raising=False)
     monkeypatch.setattr(main, "set_up_logging", lambda quiet, verbose: None)
     return made
 
@@ -93,7 +95,7 @@ def test_help_is_complete_and_imports_nothing_heavy(root):
 
 def test_examples_in_the_help_are_valid(root):
     commands = [line.split("main.py ")[1] for line in main.EXAMPLES.splitlines()[1:]]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         main.parse(shlex.split(command))
 
@@ -134,7 +136,11 @@ def test_print_config_into_a_closed_pipe_is_quiet(root):
     (["--model", "demo", "--eval", "--new"], "--new: belongs to training"),
     (["--model", "demo", "--quiet", "--verbose"], "not allowed with"),
     (["--model", "demo", "--predict", "--prompt", "no/such.txt"], "no/such.txt: no such file"),
-    (["--model", "demo", "--predict", "--prompt", "-", "--interactive"], "--prompt: - and")])
+    (["--model", "demo", "--predict", "--prompt", "-", "--interactive"], "--prompt: - and"),
+    (["--import_from", "a.pt"], "--import_from: needs --model_path"),
+    (["--import_from", "a.pt", "--model_path", "b", "--eval"], "not allowed with"),
+    (["--import_from", "a.pt", "--model_path", "b", "--model", "demo"], "--model: does not go"),
+    (["--import_from", "a.pt", "--model_path", "b", "--set", "lr=1"], "--set: does not go")])
 def test_a_mistake_is_one_line_and_status_2(capsys, calls, argv, wanted):
     assert wanted in refused(capsys, *argv)
     assert calls == []
@@ -221,6 +227,11 @@ def test_one_job_is_called_with_the_config(calls, flags, job, wanted):
     assert (name, kwargs) == (job, wanted)
     assert (config.lr, config.model_path, config.steps_per_checkpoint) == (1e-4, "there", 7)
     assert config.sources["steps_per_checkpoint"] == "--steps_per_checkpoint"
+
+
+def test_an_import_needs_no_config(calls):
+    assert main.main(["--import_from", "a.pt", "--model_path", "b", "--new"]) == 0
+    assert calls == [("import_clip", ("a.pt", "b"), {"new": True, "yes": False})]
 
 
 def test_predict_without_flags(calls):

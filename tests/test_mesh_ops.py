@@ -174,6 +174,22 @@ def test_softmax_cross_entropy(mesh_shape, layout, dtype, n_valid, used):
             assert not (whole and (y.dtype.is_integer or y.dtype.is_bool)), y
 
 
+@pytest.mark.parametrize(("mesh_shape", "layout"), [
+    ("", ""), ("x:2", "vocab:x"), ("x:4", "vocab:x"), ("x:2,y:2", "batch:x,vocab:y")])
+@pytest.mark.parametrize("n_valid", [16, 11, 3])
+@pytest.mark.parametrize("dtype", [None, tf.bfloat16])
+def test_argmax(mesh_shape, layout, n_valid, dtype):
+    # Small whole numbers, so that there are ties, also between slices.
+    x = np.random.RandomState(3).randint(-3, 3, [4, 3, 16]).astype(np.float32)
+    result = graphs.run(lambda mesh: {"y": ops.argmax(
+        graphs.give(mesh, x, BATCH, SEQUENCE, VOCAB, dtype=dtype), VOCAB, n_valid)},
+        mesh_shape, layout)
+    expected = x[..., :n_valid].argmax(-1)  # the first of several
+    np.testing.assert_array_equal(result["y"], expected)
+    assert result["y"].dtype == np.int32
+    assert (x == x[..., :n_valid].max(-1, keepdims=True)).sum() > 24, "there have to be ties"
+
+
 def test_softmax_cross_entropy_of_large_logits_is_finite():
     logits = np.zeros([4, 3, 16], np.float32)
     logits[..., 0], logits[..., 1], logits[..., 15] = 1e4, -1e4, 1e6

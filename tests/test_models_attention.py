@@ -7,10 +7,16 @@ import tensorflow
 
 from mesh import random
 from mesh.compat import tf
-from models import attention, layers
+from models import attention, causal, layers
 
 HEADS, FEATURES, QKV = (graphs.dim(*d) for d in [
     ("heads", 2), ("features_per_head", 8), ("qkv", 3)])
+# Layouts that split what attention works along.
+SPLIT = [("x:2", "sequence:x"), ("x:2", "memory_length:x"), ("x:2", "features_per_head:x"),
+         ("x:4", "memory_length:x"), ("x:2,y:2", "batch:x,sequence:y"),
+         ("x:2,y:2", "heads:y,memory_length:x"), ("x:2,y:2", "batch:x,features_per_head:y"),
+         ("x:2,y:2", "sequence:x,memory_length:y"), ("x:2,y:2", "sequence:x,features_per_head:y"),
+         ("x:2,y:2", "memory_length:x,features_per_head:y")]
 RATE, KEY, SITE = 0.3, 42, "h0/attn/probabilities"
 
 
@@ -97,22 +103,45 @@ def test_causal_equals_the_formula(length, rotary_dims, dropout):
 
 def test_query_blocks():
     for length in (1, 127, 128, 255, 256, 300, 389, 1024, 2047, 5000):
-        blocks = attention._query_blocks(length)
+        blocks = causal._query_blocks(length)
         covered = [i for first, end in blocks for i in range(first, end)]
         assert covered == list(range(length))
         assert len(blocks) == 1 or min(end - first for first, end in blocks) >= 128
-    assert len(attention._query_blocks(300)) == 2
-    assert len({end - first for first, end in attention._query_blocks(389)}) == 2
+    assert len(causal._query_blocks(300)) == 2
+    assert len({end - first for first, end in causal._query_blocks(389)}) == 2
 
 
 @pytest.mark.parametrize(("mesh_shape", "layout"), [
-    ("x:2", "batch:x"), ("x:2", "heads:x"), ("x:2,y:2", "batch:x,heads:y"), ("x:4", "batch:x")])
+    ("x:2", "batch:x"), ("x:2", "heads:x"), ("x:2,y:2", "batch:x,heads:y"), ("x:4", "batch:x"),
+    *SPLIT])
 @pytest.mark.parametrize("rotary_dims", [0, 4])
 def test_meshes_give_the_same_with_dropout(mesh_shape, layout, rotary_dims):
-    x, dims = packed(7, batch=4)
-    result = check(x, dims, rotary_dims, True, mesh_shape=mesh_shape, layout=layout)
+    x, dims = packed(12, batch=4)
+    result = check(x, dims, rotary_dims, True, tolerance=1e-5, mesh_shape=mesh_shape,
+                   layout=layout)
     for name, shape in [("y", [*dims[:2], *dims[3:]]), ("d_x", dims)]:
         assert result.slice_shapes[name] == graphs.slice_shape(shape, mesh_shape, layout)
+    scores = graphs.slice_shape([dims[0], HEADS, dims[1], graphs.dim("memory_length", 12)],
+                                mesh_shape, layout)
+    exponentials = "Exp" if "memory_length" in layout else "Softmax"
+    assert [op.outputs[0].shape.as_list() for op in result.operations
+            if op.type == exponentials] == [scores] * len(layout_devices(mesh_shape)) * 2
+
+
+def layout_devices(mesh_shape):
+    """The coordinates of a mesh's devices."""
+    return list(np.ndindex(*(int(axis.split(":")[1]) for axis in mesh_shape.split(","))))
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), SPLIT[:3] + SPLIT[7:8])
+def test_split_slices_go_through_blocks_of_queries_too(mesh_shape, layout):
+    check(*packed(512), 8, True, mesh_shape=mesh_shape, layout=layout)
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), SPLIT[:3])
+def test_bfloat16_on_split_slices(mesh_shape, layout):
+    check(*packed(300), 8, True, dtype=tf.bfloat16, tolerance=3e-2, mesh_shape=mesh_shape,
+          layout=layout)
 
 
 @pytest.mark.parametrize("dropout", [False, True])
@@ -143,10 +172,11 @@ def test_no_dropout_outside_of_training():
 MEMORY = 16
 
 
-@pytest.mark.parametrize(("mesh_shape", "layout"), [
-    ("", ""), ("x:2", "batch:x"), ("x:2,y:2", "batch:x,heads:y")])
-@pytest.mark.parametrize("rotary_dims", [0, 8, 4])
-@pytest.mark.parametrize("dtype", [None, tf.bfloat16])
+@pytest.mark.parametrize(("mesh_shape", "layout", "rotary_dims", "dtype"), [
+    *[("", "", dims, dtype) for dims in (0, 8, 4) for dtype in (None, tf.bfloat16)],
+    *[("x:2,y:2", "batch:x,heads:y", dims, None) for dims in (0, 8)],
+    *[(*mesh, dims, None) for mesh in SPLIT for dims in (0, 4)],
+    *[(*mesh, 8, tf.bfloat16) for mesh in SPLIT[:3]]])
 def test_incremental_equals_full(mesh_shape, layout, rotary_dims, dtype):
     x, dims = packed(12, batch=4)
     batch, held = dims[0], np.array([5, 3, 1, 4], np.int32)
@@ -168,7 +198,7 @@ def test_incremental_equals_full(mesh_shape, layout, rotary_dims, dtype):
                       for value in (3.0, -50.0))
         outputs = {}
         for i, (at, new) in enumerate(pieces()):
-            qkv = graphs.give(mesh, new, batch, graphs.dim("sequence", new.shape[1]), *dims[2:],
+            qkv = graphs.give(mesh, new, batch, graphs.dim("new_tokens", new.shape[1]), *dims[2:],
                               dtype=dtype)
             outputs[f"y{i}"], cache = attention.causal_incremental(
                 qkv, cache, graphs.give(mesh, at, batch), rotary_dims)

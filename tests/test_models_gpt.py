@@ -1,5 +1,7 @@
 """models/gpt.py against transformers' GPT-2 and GPT-NeoX, and on meshes."""
 
+import functools
+
 import graphs
 import numpy as np
 import pytest
@@ -126,9 +128,15 @@ def compare(module, names, config, untouched=()):
 
 
 MESHES = [("", ""), ("x:2,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y")]
+# Layouts that split what attention works along, among them that of GPT-Neo's configs for the Pile.
+ALONG = [("x:2", "sequence:x"), ("x:2", "sequence:x,embed_sequence:x"),
+         ("x:2", "features_per_head:x,vocab:x,intermediate_expanded:x"),
+         ("x:2,y:2", "batch:x,sequence:y"), ("x:2,y:2", "batch:x,heads:y,embed_sequence:y"),
+         ("x:2,y:2", "batch:x,memory_length:y,embd:y"), ("x:2,y:2", "sequence:x,memory_length:y"),
+         ("x:2,y:2", "sequence:x,features_per_head:y,vocab:y")]
 
 
-@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES)
+@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES + ALONG)
 def test_gpt2_equals_transformers(mesh_shape, layout):
     module = shake(transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=61, n_positions=16, n_embd=32, n_layer=2, n_head=4,
@@ -137,7 +145,8 @@ def test_gpt2_equals_transformers(mesh_shape, layout):
 
 
 @pytest.mark.parametrize(("mesh_shape", "layout", "rotary_dims"),
-                         [(*MESHES[0], 8), (*MESHES[0], 4), (*MESHES[1], 4)])
+                         [(*MESHES[0], 8), (*MESHES[0], 4), *((*mesh, 4) for mesh in MESHES[1:]),
+                          *((*ALONG[i], 8) for i in (0, 2, 5, 7))])
 def test_rotary_gpt_equals_transformers_gpt_neox(mesh_shape, layout, rotary_dims):
     neox = transformers.GPTNeoXConfig(
         vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
@@ -159,8 +168,14 @@ def test_a_whole_head_rotates_where_rotary_dims_is_0():
     np.testing.assert_array_equal(first, second)
 
 
+@functools.cache
+def one_device():
+    """The reference of the test below."""
+    return run(graphs.config(no_weight_tie=True), gradients=True)
+
+
 @pytest.mark.parametrize(("mesh_shape", "layout"), [
-    MESHES[1], ("x:2", "batch:x"), ("x:2", "embd:x"), ("x:2", "embed_sequence:x")])
+    MESHES[1], ("x:2", "batch:x"), ("x:2", "embd:x"), ("x:2", "embed_sequence:x"), *ALONG])
 def test_weights_are_split_as_the_rules_say(mesh_shape, layout):
     result = run(graphs.config(mesh_shape=mesh_shape, layout=layout, no_weight_tie=True),
                  gradients=True)
@@ -181,6 +196,8 @@ def test_weights_are_split_as_the_rules_say(mesh_shape, layout):
         expected = graphs.slice_shape(dims, mesh_shape, layout)
         assert result.weight_slices[name] == expected, name
         assert result.slice_shapes[f"d_{name}"] == expected, name
+    for name, value in one_device().values.items():
+        np.testing.assert_allclose(result[name], value, atol=1e-5, err_msg=name)
     for name, names in [("hidden", "batch sequence embd"), ("logits", "batch sequence vocab")]:
         dims = [graphs.dim(n, sizes[n]) for n in names.split()]
         assert result.slice_shapes[name] == graphs.slice_shape(dims, mesh_shape, layout), name
@@ -251,9 +268,12 @@ def test_initial_weights_are_a_function_of_seed_and_name_alone():
     assert not np.array_equal(base["gpt/h0/mlp/in/kernel"], base["gpt/h1/mlp/in/kernel"])
 
 
-@pytest.mark.parametrize("position", ["learned", "rotary"])
-def test_incremental_hidden_states_equal_full_ones(position):
-    config = graphs.config(position=position, mesh_shape="x:2", layout="heads:x")
+@pytest.mark.parametrize(("position", "mesh_shape", "layout"), [
+    *[(position, "x:2", "heads:x") for position in ("learned", "rotary")],
+    *[("learned", *ALONG[i]) for i in (1, 4, 5)], *[("rotary", *ALONG[i]) for i in (2, 6, 7)],
+    ("learned", "x:2", "batch:x,embed_sequence:x")])
+def test_incremental_hidden_states_equal_full_ones(position, mesh_shape, layout):
+    config = graphs.config(position=position, mesh_shape=mesh_shape, layout=layout)
     held = np.array([5, 3, 1, 4, 6, 2, 1, 6], np.int32)
 
     def build(mesh):
@@ -262,7 +282,7 @@ def test_incremental_hidden_states_equal_full_ones(position):
         caches = model.empty_caches(ctx, BATCH, 16)
         at, new = np.zeros(8, np.int32), TOKENS[:, :6]
         for step in range(4):
-            dims = [BATCH, graphs.dim("sequence", new.shape[1])]
+            dims = [BATCH, graphs.dim("new_tokens", new.shape[1])]
             outputs[f"y{step}"], caches = model.hidden_incremental(
                 ctx, graphs.give(mesh, new, *dims), graphs.give(mesh, at, BATCH), caches)
             at = held + np.int32(step)

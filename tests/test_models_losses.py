@@ -21,7 +21,7 @@ def loss(tokens=TOKENS, mask=MASK, config=CONFIG, n_valid=61):
         model, ctx = gpt.GPT(config, n_valid), layers.Context(mesh, config)
         given = [graphs.give(mesh, x, batch, sequence)
                  for x in (tokens[:, :-1], tokens[:, 1:], mask)]
-        value = losses.language_model(model, ctx, *given)
+        value = losses.language_model(model, ctx, model.hidden(ctx, given[0]), *given[1:])
         assert value.dtype == tf.float32 and value.shape.dims == []
         return {"loss": value, "logits": model.logits(ctx, model.hidden(ctx, given[0]))}
 

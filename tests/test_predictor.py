@@ -105,11 +105,17 @@ def test_cached_decoding_equals_full_passes(tmp_path, changes):
     assert len({tuple(tokens) for tokens in found}) > 1
 
 
-def test_prompt_longer_than_the_prompt_block(tmp_path):
-    """Blocks of 128 positions, of which the last one overlaps the one before."""
+@pytest.mark.parametrize(("mesh_shape", "layout"), [
+    ("", ""), ("x:4", "memory_length:x"), ("x:2", "sequence:x"), ("x:2", "features_per_head:x")])
+def test_prompt_longer_than_the_prompt_block(tmp_path, mesh_shape, layout):
+    """Blocks of 128 positions, of which the last one overlaps the one before.
+
+    A quarter of the 200 positions of a cache is less than a block.
+    """
     config = save_run(make_config(tmp_path, n_ctx=200, position="rotary"))
     prompt = list(np.random.RandomState(0).randint(0, 256, 190))
-    model = predictor.Predictor(config, encoders.load("byte"))
+    model = predictor.Predictor(config.replace(mesh_shape=mesh_shape, layout=layout),
+                                encoders.load("byte"))
     with tf.Graph().as_default(), tf.Session() as session:
         logits, feed, weights = full_forward(config)
         tf.train.Saver(weights).restore(session, checkpoints.latest(config.model_path))
@@ -120,9 +126,17 @@ def test_prompt_longer_than_the_prompt_block(tmp_path):
 def test_samples_do_not_depend_on_batch_or_mesh(config, one_row):
     expected = tokens_of(one_row, PROMPTS, 2, 40, top_k=20, seed=5)
     assert len({tuple(tokens) for tokens in expected}) == 2 * len(PROMPTS)
-    # heads 2, memory_length 16, features_per_head 16; x splits the batch, y the heads.
-    for changes, cache in [({"predict_batch_size": 3}, (3, 2, 16, 16)),
-                           ({"predict_batch_size": 1, **MESH}, (1, 1, 16, 16))]:
+    # heads 2, memory_length 16, features_per_head 16.
+    two, four = {"predict_batch_size": 3, "mesh_shape": "x:2"}, {**MESH, "predict_batch_size": 4}
+    for changes, cache in [
+            ({"predict_batch_size": 3}, (3, 2, 16, 16)),
+            ({"predict_batch_size": 1, **MESH}, (1, 1, 16, 16)),
+            # The axis does not divide the one new token, and need not.
+            ({**two, "layout": "sequence:x"}, (3, 2, 16, 16)),
+            ({**two, "layout": "features_per_head:x,vocab:x"}, (3, 2, 16, 8)),
+            ({**two, "mesh_shape": "x:4", "layout": "memory_length:x"}, (3, 2, 4, 16)),
+            ({**four, "layout": "batch:x,memory_length:y,embd:y"}, (2, 2, 8, 16)),
+            ({**four, "layout": "batch:x,heads:y,embed_sequence:x"}, (2, 1, 16, 16))]:
         model = predictor.Predictor(config.replace(**changes), encoders.load("byte"))
         assert tokens_of(model, PROMPTS, 2, 40, top_k=20, seed=5) == expected, changes
         assert cache_slices(model) == {cache}

@@ -64,6 +64,7 @@ def test_files_hold_what_the_manifest_says(world):
     assert names == set(os.listdir(world))
     assert [tuple(pair) for pair in manifest["held_out"]] == scenes_world.held_out()
     assert len(manifest["pictures"]["train"]) == 3
+    assert (manifest["hard_groups"], manifest["group"]) == (0.5, 4)
 
 
 def test_records_hold_png_captions_and_scene(world):
@@ -143,8 +144,25 @@ def test_an_empty_world(tmp_path):
     assert PIL.open(tmp_path / "contact_sheet.png").height > 300
 
 
+def test_hard_groups_change_pictures_alone(world, tmp_path):
+    assert run(tmp_path, "--files_per", "25", "--hard_groups", "0") == 0
+    assert json.loads((tmp_path / "manifest.json").read_text())["group"] == 1
+    plain, hard = files(tmp_path), files(world)
+    differing = {name for name in plain if plain[name] != hard[name]}
+    assert {name.partition("_")[0] for name in differing} == {"pictures", "contact",
+                                                              "manifest.json"}
+
+
+def test_a_directory_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file" / "world") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --out") and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("flags, word", [
     (["--facts", "1.5"], "--facts"), (["--size", "4"], "--size"),
+    (["--hard_groups", "-0.1"], "--hard_groups"),
     (["--pictures", "-1"], "--pictures")])
 def test_refusals(tmp_path, capsys, flags, word):
     assert run(tmp_path / "x", *flags) == 2

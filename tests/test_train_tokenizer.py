@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 
 import pytest
+import regex
 
 import encoders
 
@@ -131,3 +133,30 @@ def test_program_from_elsewhere_is_deterministic(root, corpus, tmp_path):
                         "--out", f"{seed}.json"], cwd=tmp_path, check=True, capture_output=True,
                        env=os.environ | {"PYTHONHASHSEED": seed})
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+
+
+def test_clip_keeps_all_of_a_text_but_capitals_and_white_space(script, tmp_path, corpus):
+    """Whatever a word ends in has an id, also bytes that the corpus has nowhere."""
+    out = tmp_path / "clip.json"
+    assert run(script, corpus, out, "--tokenizer", "clip", "--vocab_size", "600") == 0
+    encoder = encoders.load(str(out))
+    assert not encoder.lossless
+    text = "The \"Black\" diamond isn't 42 cafe\u0301s, \u65e5\u672c \U0001f642\x00 \u20ac9.50!\tEND"
+    words = regex.findall(r"(?i)'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+                          unicodedata.normalize("NFC", text).lower())
+    assert encoder.decode(encoder.encode(text)) == " ".join(words) + " "
+    assert encoder.encode("A  b\n") == encoder.encode("a b") and encoder.encode("") == []
+
+
+@pytest.mark.parametrize("word", ["diamonds", "caf\u00e9", "x"])
+def test_clip_is_what_transformers_makes_of_the_same_merges(script, tmp_path, corpus, word):
+    transformers = pytest.importorskip("transformers", reason="compares with its CLIPTokenizer")
+    out = tmp_path / "clip.json"
+    assert run(script, corpus, out, "--tokenizer", "clip", "--vocab_size", "600") == 0
+    model = json.loads(out.read_text())["model"]
+    theirs = transformers.CLIPTokenizer(
+        vocab={**model["vocab"], "<|startoftext|>": len(model["vocab"])},
+        merges=[tuple(pair) for pair in model["merges"]])
+    text = f"two {word}, and one more: {word}"
+    wanted = theirs(text, add_special_tokens=False)["input_ids"]
+    assert encoders.load(str(out)).encode(text) == wanted

@@ -9,9 +9,10 @@ import shard_files
 import tfrecord_runs
 from test_models_gpt import gpt2_names
 
+import inputs
 from configs import schema
 from mesh.compat import tf
-from training import model_fn
+from training import language, model_fn
 
 torch = pytest.importorskip("torch", reason="compares with transformers")
 transformers = pytest.importorskip("transformers", reason="compares with transformers")
@@ -123,12 +124,13 @@ def test_padding_rows_do_not_count_and_half_rows_count_half(run):
     """A batch of a full row, a row with three targets and an empty one."""
     tokens = np.random.RandomState(0).randint(0, 257, [8, run.n_ctx + 1]).astype(np.int32)
     valid = np.array([8, 3, 0, 0, 0, 0, 0, 0], np.int32)
+    objective = language.Language(run, inputs.dataset_facts(run, "train"))
     with tf.Graph().as_default():
         tf.train.create_global_step()
         features = {"tokens": tf.constant(tokens), "valid": tf.constant(valid)}
-        spec = model_fn.model_fn(features, tf.estimator.ModeKeys.EVAL, {}, run, 257)
+        spec = model_fn.model_fn(features, tf.estimator.ModeKeys.EVAL, {}, run, objective)
         function, tensors = spec.eval_metrics
-        value, update = function(*tensors)["lm"]
+        value, update = function(**tensors)["lm"]
         saver = tf.train.Saver()
         with tf.train.SingularMonitoredSession(spec.evaluation_hooks) as session:
             saver.restore(session.raw_session(), f"{run.model_path}/model.ckpt-2")

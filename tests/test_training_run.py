@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import struct
@@ -268,6 +269,24 @@ def test_a_damaged_checkpoint_is_named(trained, capsys):
         error = jobs.here(capsys, path, *flags).error
         assert f"{model_path}/model.ckpt-6: the checkpoint is damaged" in error
     assert contents(model_path) == before
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_weights_of_another_shape_are_refused_and_nothing_is_written(trained, capsys, recorded):
+    """Whether run.json tells, or, where there is none, the first tensor that differs."""
+    path, model_path = trained
+    if not recorded:
+        (model_path / "run.json").unlink()
+    before = contents(model_path)
+    for flags in (["--set", "train_steps=7"], ["--eval"], ["--predict"]):
+        error = jobs.here(capsys, path, *flags, "--set", "n_embd=32").error
+        if recorded:
+            assert "n_embd = 16, the config 32" in error
+        else:
+            assert re.search(rf"{model_path}/model.ckpt-6: gpt/\S+ has shape \[.*16.*\], and the "
+                             r"config makes it \[.*32.*\]; ", error)
+    assert contents(model_path) == before
+    assert (model_path / "run.json").exists() == recorded
 
 
 def test_another_optimizer_is_refused(trained, capsys):

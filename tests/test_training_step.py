@@ -36,7 +36,9 @@ def give_rows(mesh, rows):
 def loss_of(config, mesh, features, key):
     """The part of the whole batch's mean loss that is due to `features`."""
     ctx = layers.Context(mesh, config, key)
-    return losses.language_model(gpt.GPT(config, 61), ctx, **features) / MASK.sum()
+    model = gpt.GPT(config, 61)
+    return losses.language_model(model, ctx, model.hidden(ctx, features["tokens"]),
+                                 features["targets"], features["mask"]) / MASK.sum()
 
 
 def features_loss(config, mesh, rows, key):

@@ -4,15 +4,21 @@ import glob
 import math
 import os
 
+import clip_runs
 import graphs
 import jobs
+import picture_shards
 import pytest
 
 from configs import schema
 from configs.dataset import DatasetConfig
-from training import model_fn, run
+from training import distillation, model_fn, run
 
 CONFIGS = sorted(os.path.basename(path) for path in glob.glob(f"{jobs.ROOT}/configs/*.json"))
+# A weight of each model that a kind of run holds.
+WEIGHTS = {"GPT": ["gpt/h1/mlp/out/kernel"], "clip": ["clip_text/wte", "clip_image/projection"],
+           "clip_student": ["clip_student/h1/mlp/out/kernel", "clip_text/wpe"],
+           "gpt_c": ["gpt/h1/mlp/out/kernel", "clip_student/h1/mlp/out/kernel"]}
 DATASETS = sorted(glob.glob(f"{jobs.ROOT}/configs/datasets/*.json"))
 
 
@@ -45,25 +51,71 @@ def test_dataset_says_how_it_is_made(path):
     assert "create_tfrecords" in dataset.about or "make" in dataset.about
 
 
-def scaled_down(config, tmp_path):
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """{key of the section clip: the run that it names}: a teacher, and a student of two steps."""
+    directory = tmp_path_factory.mktemp("others")
+    # A context of ten, of which start and end leave room for windows of up to eight.
+    found = {"teacher": clip_runs.teacher(directory, vocab=259)}
+    shipped = schema.load(f"{jobs.ROOT}/configs/text_clip.json")
+    student = scaled_down(shipped, directory, found).replace(mesh_shape="", layout="")
+    train(student)
+    return {**found, "student": student.model_path}
+
+
+def train(config):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distillation, "_MEASURED", 100)
+        run.train(config)
+
+
+def pictures(tmp_path):
+    """A dataset of 24 pictures, and of 8 for validation."""
+    picture_shards.encode(
+        tmp_path, "--input", picture_shards.inputs_of(tmp_path, [24]),
+        "--val_input", picture_shards.inputs_of(tmp_path, [8], "validation", first=24))
+    return str(tmp_path / "p.json")
+
+
+def scaled_down(config, tmp_path, others):
     """Two layers, four features a head and two rows a replica; all else stays."""
     keys = dict(
-        n_layer=2, n_embd=4 * config.n_head, n_ctx=8, train_steps=2, steps_per_checkpoint=2,
-        iterations=1, attention_types=config.attention_types[:2],
-        train_batch_size=2 * config.batch_split, eval_batch_size=2 * config.batch_split,
-        warmup_steps=min(1, config.warmup_steps), lr_decay_end=None, gpu_ids=[], sample_tokens=0,
-        eval_steps=config.eval_steps and 1, model_path=str(tmp_path / "run"),
-        datasets=[[jobs.dataset(tmp_path), 1, "chunks", 1.0]])
+        n_layer=2, n_embd=4 * config.n_head, n_ctx=8, n_vocab=0, train_steps=2,
+        steps_per_checkpoint=2, iterations=1, attention_types=config.attention_types[:2],
+        rotary_dims=min(4, config.rotary_dims), train_batch_size=2 * config.batch_split,
+        eval_batch_size=2 * config.batch_split, warmup_steps=min(1, config.warmup_steps),
+        lr_decay_end=None, gpu_ids=[], sample_tokens=0, eval_steps=config.eval_steps and 1,
+        eval_tasks=[], model_path=str(tmp_path / "run"), clip=section(config, others),
+        datasets=[pictures(tmp_path) if config.model == "clip" else jobs.dataset(tmp_path)])
     if config.tokens_per_mb_per_replica:
         keys["tokens_per_mb_per_replica"] = 8  # a row at a time
     return config.replace(**keys)
 
 
+def section(config, others):
+    """The section `clip`, with sizes of tiny pictures, windows and runs."""
+    keys = config.clip.model_dump(exclude_unset=True)
+    changes = {"clip": {"image_size": picture_shards.SIZE},
+               "clip_student": {"window": 4, "windows": 2, "positions": 2}}
+    return {**keys, **changes.get(config.model, {}),
+            **{key: others[key] for key in ("teacher", "student") if key in keys},
+            **({"weight_end": None} if "weight_end" in keys else {})}
+
+
+def loss_of_ignorance(config):
+    """What the first step's loss is where weights are random: that of equally likely answers."""
+    if config.model == "clip":
+        return math.log(config.train_batch_size)
+    # Bytes have 257 ids; and of a student the targets have a variance of one.
+    ids = 257 if config.pad_masked else config.n_vocab_padded
+    return math.log(ids)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_trains_two_steps(name, tmp_path, monkeypatch):
+def test_trains_two_steps(name, tmp_path, monkeypatch, others):
     shipped = schema.load(f"{jobs.ROOT}/configs/{name}")
-    config = scaled_down(shipped, tmp_path)
+    config = scaled_down(shipped, tmp_path, others)
     assert (config.mesh_shape, config.layout) == (shipped.mesh_shape, shipped.layout)
     assert (config.num_microbatches > 1) == bool(shipped.tokens_per_mb_per_replica)
     lower, seen = model_fn.lower, []
@@ -78,9 +130,14 @@ def test_trains_two_steps(name, tmp_path, monkeypatch):
         return lowering
 
     monkeypatch.setattr(model_fn, "lower", lower_and_look)
-    run.train(config)
-    assert "gpt/h1/mlp/out/kernel" in seen
+    train(config)
+    for weight in WEIGHTS[config.model]:
+        assert weight in seen
     assert jobs.steps(config.model_path) == [2]
     losses = jobs.losses(config.model_path)
-    # Nothing is known at first: the loss is that of equally likely ids, of which bytes have 257.
-    assert losses[0] == pytest.approx(math.log(257), abs=0.15) and losses[1] < losses[0]
+    if config.model == "clip_student":
+        assert 0 < losses[1] < losses[0]
+    else:
+        # Nothing is known at first.
+        assert losses[0] == pytest.approx(loss_of_ignorance(config), abs=0.3)
+        assert losses[1] < losses[0] or config.model == "clip"

@@ -18,13 +18,21 @@ MESHES = {
     "data": ("x:2", "batch:x", {}, "plain"),
     "data and model": ("x:2,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y", {}, "plain"),
     "width": ("x:2", "embd:x", {}, "plain"),
+    "positions": ("x:2", "sequence:x,embed_sequence:x", dict(recompute_grad=True), "plain"),
+    "data and keys": ("x:2,y:2", "batch:x,memory_length:y,embd:y", {}, "plain"),
+    "parts of heads": ("x:2", "features_per_head:x,vocab:x", dict(position="rotary"), "rotary"),
+    "positions and keys": ("x:2,y:2", "sequence:x,memory_length:y", dict(position="rotary"),
+                           "rotary"),
+    "microbatches of positions": ("x:2,y:2", "batch:x,sequence:y",
+                                  dict(tokens_per_mb_per_replica=32), "two microbatches"),
     "recomputed": ("x:4", "batch:x", dict(recompute_grad=True), "plain"),
     "microbatches": ("x:4", "batch:x", dict(tokens_per_mb_per_replica=16), "two microbatches"),
     "microbatches, recomputed": ("x:2,y:2", "batch:x,vocab:y,heads:y",
                                  dict(tokens_per_mb_per_replica=32, recompute_grad=True),
                                  "two microbatches"),
 }
-REFERENCES = {"plain": {}, "two microbatches": dict(tokens_per_mb_per_replica=64)}
+REFERENCES = {"plain": {}, "rotary": dict(position="rotary"),
+              "two microbatches": dict(tokens_per_mb_per_replica=64)}
 
 # The first slice of some weights, written down by hand.
 SLICES = {
@@ -36,6 +44,11 @@ SLICES = {
     "width": {"gpt/wte": [264, 16], "gpt/h0/attn/qkv/kernel": [16, 3, 4, 8],
               "gpt/h1/mlp/out/kernel": [128, 16], "gpt/norm_f/gain": [16],
               "gpt/h1/attn/qkv/bias": [3, 4, 8]},
+    "positions": {"gpt/wpe": [8, 32], "gpt/h0/attn/qkv/kernel": [32, 3, 4, 8]},
+    "data and keys": {"gpt/wte": [264, 16], "gpt/h0/attn/qkv/kernel": [16, 3, 4, 8],
+                      "gpt/h1/attn/out/kernel": [4, 8, 16]},
+    "parts of heads": {"gpt/wte": [132, 32], "gpt/h0/attn/qkv/kernel": [32, 3, 4, 4],
+                       "gpt/h0/attn/qkv/bias": [3, 4, 4], "gpt/h1/attn/out/kernel": [4, 4, 32]},
 }
 
 

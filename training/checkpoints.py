@@ -17,7 +17,7 @@ _FILE = "run.json"
 
 # What a run writes into its directory.
 _OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
-              "metrics.jsonl", "config.json", _FILE)
+              "metrics.jsonl", "config.json", "teacher", "student", _FILE)
 
 
 @dataclasses.dataclass
@@ -29,11 +29,13 @@ class RunRecord:
       encoder: spec, hash, n_vocab and eos_id of the encoder.
       legs: where the run's data changed: from `step` on, steps of `batch_size` windows of `data`,
         the first of which is `window`.
+      frozen: the hash of the weights taken from another run (see training.frozen), or None.
     """
 
     architecture: dict
     encoder: dict
     legs: list
+    frozen: str | None = None
 
     def start_window(self, step):
         """How many windows of the present data were consumed before `step`."""
@@ -97,10 +99,51 @@ def explain_restore_error(model_path, error):
     if missing:
         return (f"{path}: has no {missing[1]}; go on with the opt_name and model that it was "
                 "trained with, or start again with --new or another --model_path")
+    shapes = re.search(r"shapes of both tensors to match. lhs shape= (\S+) rhs shape= (\S+)", text)
+    if shapes and error.op is not None:
+        return (f"{path}: {error.op.inputs[0].op.name} has shape {shapes[2]}, and the config makes "
+                f"it {shapes[1]}; use the config that it was trained with")
     if "RestoreV2" not in text:
         return None
     return (f"{path}: the checkpoint is damaged or incomplete; copy its files anew, or name an "
             f"older one in {os.path.join(model_path, 'checkpoint')}")
+
+
+def check_shapes(config, checkpoint, variables):
+    """Refuses a checkpoint that lacks a variable or holds it in another shape.
+
+    Args:
+      config: the run's config.
+      checkpoint: the checkpoint's path without its endings.
+      variables: the shape of each variable that is needed, by name.
+
+    Raises:
+      UserError: with the first difference.
+    """
+    held = tf.train.NewCheckpointReader(checkpoint).get_variable_to_shape_map()
+    remedy = f"use the config that it was trained with, {config.model_path}/config.json"
+    for name, shape in variables.items():
+        if name not in held:
+            raise UserError(f"{checkpoint}: has no {name}; {remedy}")
+        if held[name] != list(shape):
+            raise UserError(f"{checkpoint}: {name} has shape {held[name]}, and the config makes it "
+                            f"{list(shape)}; {remedy}")
+
+
+def restore(config, saver, session, checkpoint):
+    """Reads a checkpoint of the run into the variables of `saver`, a tf.train.Saver.
+
+    Raises:
+      UserError: the checkpoint is damaged, or lacks a variable.
+    """
+    try:
+        with session.graph.as_default():
+            saver.restore(session, checkpoint)
+    except tf.errors.OpError as error:
+        line = explain_restore_error(config.model_path, error)
+        if line is None:
+            raise
+        raise UserError(line) from error
 
 
 def is_run(model_path):
@@ -177,14 +220,19 @@ def check_fits(config, record, encoder=None):
             "that encoder, or another --model_path")
 
 
-def encoder_of(config):
-    """The encoder that the run's weights were trained with.
+def encoder_of(config, facts=None):
+    """The encoder that the run's weights are trained with.
+
+    Args:
+      config: the run's config.
+      facts: what is known of it, a dict with spec and hash; by default what run.json says.
 
     Raises:
       UserError: if it is not known or has changed since.
     """
-    record = read_record(config.model_path)
-    facts = record.encoder if record else {}
+    if facts is None:
+        record = read_record(config.model_path)
+        facts = record.encoder if record else {}
     spec = facts.get("spec")
     if spec is None and config.datasets:
         spec = next(iter(config.dataset_configs.values())).encoder
@@ -193,6 +241,6 @@ def encoder_of(config):
                         "an \"encoder\" key")
     encoder = encoders.load(spec)
     if facts.get("hash") and encoder.hash != facts["hash"]:
-        raise UserError(f"encoder {spec}: its hash is {encoder.hash}, but the weights in "
-                        f"{config.model_path} were trained with {facts['hash']}; restore its files")
+        raise UserError(f"encoder {spec}: its hash is {encoder.hash}, but {config.model_path} is "
+                        f"trained with {facts['hash']}; restore its files")
     return encoder

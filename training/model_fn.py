@@ -1,59 +1,51 @@
-"""Assembles a TPUEstimatorSpec: features → model → losses → gradients → updates."""
+"""Assembles a TPUEstimatorSpec: features → objective → gradients → updates."""
 
 from mesh import devices, random
 from mesh.compat import mtf, tf
-from models import gpt, layers, losses
+from models import layers
 from training import hooks, optimizers, schedules, step
 
 
-def model_fn(features, mode, params, config, n_valid, meter=None):
+def model_fn(features, mode, params, config, objective, meter=None):
     """The Estimator's model function.
 
     Args:
-      features: "tokens" int32 [batch, n_ctx + 1] and "valid" int32 [batch], the number of targets
-        that count in each row.
+      features: what the input function of the config's kind of model gives.
       mode: tf.estimator.ModeKeys.TRAIN or EVAL.
       params: TPUEstimator's own; not used.
       config: the run's config.
-      n_valid: how many ids the encoder has.
+      objective: a training.objective.Objective.
       meter: a training.metrics.Meter, for training.
 
     Returns:
       a TPUEstimatorSpec.
     """
     del params
-    graph = mtf.Graph()
-    mesh = mtf.Mesh(graph, "mesh")
-    model = gpt.GPT(config, n_valid)
-    inputs = _on_mesh(mesh, features, config.n_ctx)
+    mesh = mtf.Mesh(mtf.Graph(), "mesh")
     if mode == tf.estimator.ModeKeys.TRAIN:
-        return _train_spec(config, model, mesh, inputs, features["valid"], meter)
-    return _eval_spec(config, model, mesh, inputs, features["valid"])
+        return _train_spec(config, objective, mesh, features, meter)
+    return _eval_spec(config, objective, mesh, features)
 
 
-def _on_mesh(mesh, features, n_ctx):
-    """The features as mtf tensors: tokens, targets and mask, each [batch, sequence]."""
-    tokens, valid = features["tokens"], features["valid"]
-    shape = mtf.Shape([mtf.Dimension("batch", int(tokens.shape[0])),
-                       mtf.Dimension("sequence", n_ctx)])
-    mask = tf.sequence_mask(valid, n_ctx, tf.float32)
-    parts = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask}
-    return {name: mtf.import_tf_tensor(mesh, x, shape) for name, x in parts.items()}
-
-
-def _train_spec(config, model, mesh, inputs, valid, meter):
+def _train_spec(config, objective, mesh, features, meter):
     graph = mesh.graph
     global_step = tf.train.get_or_create_global_step()
-    # Known before any microbatch runs, so that microbatches of unequal size weigh what they hold.
-    count = mtf.import_tf_tensor(mesh, tf.cast(tf.reduce_sum(valid), tf.float32), mtf.Shape([]))
     now = tf.cast(global_step, tf.int32)
+    inputs, counts = objective.features(mesh, features, now)
+    # Known before any microbatch runs, so that microbatches of unequal size weigh what they hold.
+    counts = {name: _scalar(mesh, count) for name, count in counts.items()}
+    weights = {name: _scalar(mesh, w) for name, w in objective.weights(now).items()}
     key = mtf.import_tf_tensor(mesh, random.mix(tf.constant(config.seed, tf.int32), now),
                                mtf.Shape([]))
 
-    def loss_fn(features, microbatch_key):
+    def loss_fn(inputs, microbatch_key):
         ctx = layers.Context(mesh, config, microbatch_key)
-        lm = losses.language_model(model, ctx, **features) / count
-        return {"loss": lm, "loss/lm": lm}
+        terms = objective.terms(ctx, inputs)
+        means = {name: total / counts[name] for name, total in terms.items()}
+        weighted = [mean * weights[name] if name in weights else mean
+                    for name, mean in means.items()]
+        return {"loss": mtf.add_n(weighted) if len(weighted) > 1 else weighted[0],
+                **{f"loss/{name}": mean for name, mean in means.items()}}
 
     values, gradients = step.losses_and_gradients(inputs, loss_fn, key, config.num_microbatches)
     variables = graph.trainable_variables
@@ -68,6 +60,8 @@ def _train_spec(config, model, mesh, inputs, valid, meter):
         train_op = tf.assign_add(global_step, 1).op
     scalars = {name: lowering.export_to_tf_tensor(x) for name, x in values.items()}
     scalars["learning_rate"] = rate
+    scalars.update({f"weight/{name}": lowering.export_to_tf_tensor(weight)
+                    for name, weight in weights.items()})
     return tf.estimator.tpu.TPUEstimatorSpec(
         tf.estimator.ModeKeys.TRAIN, loss=scalars["loss"], train_op=train_op,
         training_hooks=[mtf.MtfRestoreHook(lowering),
@@ -75,20 +69,30 @@ def _train_spec(config, model, mesh, inputs, valid, meter):
                         hooks.SaveAtEnd(lowering, config.model_path, config.keep)])
 
 
-def _eval_spec(config, model, mesh, inputs, valid):
-    ctx = layers.Context(mesh, config)
-    total = losses.language_model(model, ctx, **inputs)
+def _scalar(mesh, value):
+    return mtf.import_tf_tensor(mesh, tf.cast(value, tf.float32), mtf.Shape([]))
+
+
+def _eval_spec(config, objective, mesh, features):
+    inputs, counts = objective.features(mesh, features, tf.constant(0))
+    scores = objective.scores(layers.Context(mesh, config), inputs)
     lowering = lower(config, mesh)
-    count = tf.cast(tf.reduce_sum(valid), tf.float32)
-    mean = lowering.export_to_tf_tensor(total) / tf.maximum(count, 1.0)
+    tensors = {}
+    for name, (total, counted) in scores.items():
+        count = counts[counted]
+        mean = lowering.export_to_tf_tensor(total) / tf.maximum(count, 1.0)
+        # TPUEstimator wants tensors with a first dimension of examples.
+        tensors[name] = mean[tf.newaxis]
+        tensors[f"{name}/count"] = tf.reshape(count, [1])
 
-    def metrics(means, counts):
-        # The mean over all targets of all batches: batches weigh as many targets as they have.
-        return {"lm": tf.metrics.mean(means, weights=counts)}
+    def metrics(**tensors):
+        # The mean over all that counts in all batches: batches weigh as much as they hold.
+        return {name: tf.metrics.mean_tensor(mean[0], weights=tensors[f"{name}/count"][0])
+                for name, mean in tensors.items() if not name.endswith("/count")}
 
+    first = next(iter(scores))
     return tf.estimator.tpu.TPUEstimatorSpec(
-        tf.estimator.ModeKeys.EVAL, loss=mean,
-        eval_metrics=(metrics, [tf.reshape(mean, [1]), tf.reshape(count, [1])]),
+        tf.estimator.ModeKeys.EVAL, loss=tensors[first][0], eval_metrics=(metrics, tensors),
         evaluation_hooks=[mtf.MtfRestoreHook(lowering)])
 
 

@@ -14,8 +14,8 @@ from configs.errors import UserError
 from mesh import devices
 from mesh.compat import mtf, tf
 from mesh.kept import Kept
-from models import gpt, layers, sampling
-from training import checkpoints
+from models import layers, sampling
+from training import checkpoints, language_models
 from training.completions import Completion, Row
 
 # New tokens between looks at the text for stop strings.
@@ -40,6 +40,9 @@ class Predictor:
     """
 
     def __init__(self, config, encoder):
+        if not config.speaks:
+            raise UserError(f"model: a model of kind {config.model} is no language model; give the "
+                            "config of a GPT or gpt_c")
         devices.check_present(config)
         self.config, self.encoder = config, encoder
         self.checkpoint = checkpoints.require_latest(config)
@@ -53,7 +56,8 @@ class Predictor:
         self._rows = -(-config.predict_batch_size // config.batch_split) * config.batch_split
         with tf.Graph().as_default() as graph:
             masters = self._build()
-            self._check_shapes(masters)
+            checkpoints.check_shapes(config, self.checkpoint, {
+                master.op.name: master.shape.as_list() for master in masters})
             self._saver = tf.train.Saver(masters)
             self._session = tf.Session(graph=graph, config=devices.session_config(config))
             graph.finalize()
@@ -145,11 +149,11 @@ class Predictor:
         config = self.config
         mesh, impl = mtf.Mesh(mtf.Graph(), "mesh"), devices.mesh_impl(config)
         ctx = layers.Context(mesh, config)
-        model = gpt.GPT(config, self.encoder.n_vocab)
+        model = language_models.build(config, self.encoder.n_vocab)
         row = [mtf.Dimension("batch", self._rows)]
         self._feeds, on_mesh = {}, {}
         for names, dtype, dims in [
-                (["tokens"], tf.int32, [*row, mtf.Dimension("sequence", config.n_ctx)]),
+                (["tokens"], tf.int32, [*row, mtf.Dimension("prompt", config.n_ctx)]),
                 (["token", "position", "done", "number"], tf.int32, row),
                 (["length", "steps", "count", "top_k", "seed"], tf.int32, []),
                 (["temperature", "top_p"], tf.float32, [])]:
@@ -174,31 +178,15 @@ class Predictor:
                        for part, value in zip(parts, values, strict=True)))
             for caches in (filled, updated))
         self._start_op = tf.group(lowering.copy_masters_to_slices())
+        self._frozen_op = tf.local_variables_initializer()
         self._clear_op = tf.group(*(part.clear() for pair in kept for part in pair))
-        return [variable.get_master() for variable in mesh.graph.all_variables]
+        return tf.global_variables()
 
     def _restore(self):
         """Reads the weights, and not the optimizer's state."""
-        try:
-            with self._session.graph.as_default():
-                self._saver.restore(self._session, self.checkpoint)
-        except tf.errors.OpError as error:
-            line = checkpoints.explain_restore_error(self.config.model_path, error)
-            if line is None:
-                raise
-            raise UserError(line) from error
+        checkpoints.restore(self.config, self._saver, self._session, self.checkpoint)
+        self._session.run(self._frozen_op)
         self._session.run([self._start_op, self._clear_op])
-
-    def _check_shapes(self, masters):
-        shapes = tf.train.NewCheckpointReader(self.checkpoint).get_variable_to_shape_map()
-        remedy = f"use the config that it was trained with, {self.config.model_path}/config.json"
-        for master in masters:
-            name, shape = master.op.name, master.shape.as_list()
-            if name not in shapes:
-                raise UserError(f"{self.checkpoint}: has no {name}; {remedy}")
-            if shapes[name] != shape:
-                raise UserError(f"{self.checkpoint}: {name} has shape {shapes[name]}, and the "
-                                f"config makes it {shape}; {remedy}")
 
 
 def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0, top_k=0,

@@ -10,9 +10,20 @@ import time
 import inputs
 from configs.command_line import refusal
 from configs.errors import UserError
+from configs.layouts import LANGUAGE_MODELS
 from mesh import devices
-from mesh.compat import tf
-from training import checkpoints, hooks, metrics, model_fn
+from mesh.compat import mtf, tf
+from models import layers
+from training import (
+    checkpoints,
+    frozen,
+    hooks,
+    language_models,
+    metrics,
+    model_fn,
+    objectives,
+    tasks,
+)
 from training.samples import Samples
 
 
@@ -36,15 +47,22 @@ def train(config, new=False, yes=False):
     evaluating = config.eval_steps != 0
     if evaluating:
         inputs.eval_windows(config)
+    taken = _taken(config, facts, new)
+    objective = objectives.of_run(config, facts, taken)
+    task_files = _task_files(config, facts) if evaluating else None
     if new:
-        _delete_run(config.model_path, yes)
-    step, record = _begin(config, facts)
+        delete_run(config.model_path, yes)
+    step, record = _begin(config, facts, taken)
+    if taken:
+        frozen.adopt(config, taken)
+    if step < config.train_steps and not step:
+        objective.prepare()
     writer = metrics.Writer(config.model_path)
     writer.start(step)
     writer.text("config", metrics.fenced(config.describe()), step)
     meter = metrics.Meter(config, facts, writer)
     samples = Samples(config, writer)
-    estimator = make_estimator(config, facts, meter)
+    estimator = make_estimator(config, objective, meter)
     scores = None
     while step < config.train_steps:
         every = config.steps_per_checkpoint
@@ -53,14 +71,14 @@ def train(config, new=False, yes=False):
                        inputs.train_input_fn(config, record.start_window(step)), max_steps=target)
         step = checkpoints.step_of(checkpoints.latest(config.model_path))
         if evaluating:
-            scores = _evaluate(config, estimator)
-            _report(config, step, meter, scores, time.monotonic() - started)
+            scores = _evaluate(config, objective, estimator, task_files)
+            _report(config, objective, step, meter, scores, time.monotonic() - started)
             samples.write(step)
     samples.close()
     meter.close()
     writer.close()
     if scores is None and evaluating:
-        scores = _evaluate(config, estimator)
+        scores = _evaluate(config, objective, estimator, task_files)
     _print_summary(step=step, train_loss=meter.loss, **(scores or _NO_SCORES),
                    tokens_per_sec=meter.tokens_per_second,
                    seconds=time.monotonic() - started, model_path=config.model_path)
@@ -73,10 +91,14 @@ def evaluate(config):
     step = checkpoints.step_of(checkpoints.require_latest(config))
     facts = inputs.dataset_facts(config, "validation")
     record = checkpoints.read_record(config.model_path)
+    taken = _taken(config, facts)
     if record:
-        checkpoints.check_fits(config, record, _encoder_facts(facts))
+        _check_fits(config, record, _encoder_facts(facts), taken)
+    objective = objectives.of_run(config, facts, taken)
+    task_files = _task_files(config, facts)
     clock = hooks.Bar(inputs.eval_windows(config).batches, "evaluating")
-    scores = _evaluate(config, make_estimator(config, facts, meter=None), clock)
+    scores = _evaluate(config, objective, make_estimator(config, objective, meter=None), task_files,
+                       clock)
     line = dict(step=step, train_loss=None, **scores,
                 tokens_per_sec=inputs.eval_windows(config).targets / clock.seconds,
                 seconds=time.monotonic() - started, model_path=config.model_path)
@@ -88,16 +110,52 @@ _NO_SCORES = {"eval_loss": None, "perplexity": None, "bits_per_byte": None,
               "bits_per_decoded_byte": None}
 
 
-def _begin(config, facts):
+def _taken(config, facts, new=False):
+    """The frozen weights that the run takes from another run, checked, or None."""
+    taken = frozen.of_run(config, new)
+    if taken:
+        frozen.check_encoder(config, taken, _encoder_facts(facts))
+    return taken
+
+
+def _check_fits(config, record, encoder, taken):
+    checkpoints.check_fits(config, record, encoder)
+    if taken and record.frozen and record.frozen != taken.hash:
+        raise UserError(f"{os.path.dirname(taken.checkpoint)}: its weights (hash {taken.hash}) are "
+                        f"not those that {config.model_path} was trained with (hash "
+                        f"{record.frozen}); restore them, or start again with --new")
+
+
+def _check_shapes(config, checkpoint, facts, taken):
+    """Refuses weights without run.json of another shape; for language models, before any is made.
+
+    A record of the config would be written beside weights that it does not fit.
+    """
+    if config.model not in LANGUAGE_MODELS:
+        return
+    with tf.Graph().as_default():
+        mesh = mtf.Mesh(mtf.Graph(), "mesh")
+        model = language_models.build(config, facts.n_vocab, taken)
+        ctx = layers.Context(mesh, config)
+        row = mtf.Shape([mtf.Dimension("batch", 1), mtf.Dimension("sequence", config.n_ctx)])
+        model.logits(ctx, model.hidden(ctx, mtf.zeros(mesh, row, tf.int32)))
+        checkpoints.check_shapes(config, checkpoint, {
+            v.name: v.shape.to_integer_list for v in mesh.graph.trainable_variables})
+
+
+def _begin(config, facts, taken):
     """Makes or checks the run's directory; returns (step to go on from, its RunRecord)."""
     checkpoint = checkpoints.latest(config.model_path)
     record = checkpoints.read_record(config.model_path) if checkpoint else None
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     encoder = _encoder_facts(facts)
     if record:
-        checkpoints.check_fits(config, record, encoder)
+        _check_fits(config, record, encoder, taken)
     else:
-        record = checkpoints.RunRecord(config.architecture(), encoder, legs=[])
+        if checkpoint:
+            _check_shapes(config, checkpoint, facts, taken)
+        record = checkpoints.RunRecord(config.architecture(), encoder, legs=[],
+                                       frozen=taken.hash if taken else None)
     data = {"n_ctx": config.n_ctx, "seed": config.seed, "datasets": list(facts.datasets)}
     change = record.begin_leg(step, config.train_batch_size, json.loads(json.dumps(data)))
     try:
@@ -117,7 +175,7 @@ def _begin(config, facts):
     return step, record
 
 
-def _delete_run(model_path, yes):
+def delete_run(model_path, yes):
     """Deletes an earlier run, if there is one and the user agrees."""
     if not checkpoints.is_run(model_path):
         return
@@ -139,14 +197,14 @@ def _encoder_facts(facts):
             "eos_id": facts.eos_id}
 
 
-def make_estimator(config, facts, meter):
+def make_estimator(config, objective, meter):
     """The TPUEstimator of a run; `meter`, a training.metrics.Meter, is for training alone."""
     run_config = tf.estimator.tpu.RunConfig(
         model_dir=config.model_path, session_config=devices.session_config(config),
         tf_random_seed=config.seed, save_checkpoints_steps=None, save_checkpoints_secs=None,
         save_summary_steps=None, log_step_count_steps=None)
     estimator = tf.estimator.tpu.TPUEstimator(
-        functools.partial(model_fn.model_fn, config=config, n_valid=facts.n_vocab, meter=meter),
+        functools.partial(model_fn.model_fn, config=config, objective=objective, meter=meter),
         config=run_config, use_tpu=False, params={}, train_batch_size=config.train_batch_size,
         eval_batch_size=config.eval_batch_size)
     # It writes scores of its own, among them an unweighted mean over batches, beside ours. They
@@ -174,30 +232,41 @@ def _run_estimator(config, function, *args, **kwargs):
         raise UserError(line) from error
 
 
-def _evaluate(config, estimator, bar=None):
-    """Scores of the last checkpoint on the validation split, or `eval_steps` batches of it."""
+def _task_files(config, facts):
+    """The run's training.tasks.Tasks, or None."""
+    if not config.eval_tasks:
+        return None
+    return tasks.Tasks(config, checkpoints.encoder_of(config, _encoder_facts(facts)))
+
+
+def _evaluate(config, objective, estimator, task_files, bar=None):
+    """What the objective reports of the last checkpoint on the validation split.
+
+    It is `eval_steps` batches of it, or all. Scores on `task_files`, where there are any, come
+    under "tasks".
+    """
     facts = inputs.dataset_facts(config, "validation")
     batches = inputs.eval_windows(config).batches
     result = _run_estimator(config, estimator.evaluate, inputs.eval_input_fn(config), steps=batches,
                             hooks=[bar or hooks.Bar(batches, "evaluating")])
-    loss = float(result["lm"])
-    return {"eval_loss": loss, **metrics.language_scores(loss, facts)}
+    scores = {**_NO_SCORES, **objective.report(result, facts)}
+    return {**scores, "tasks": task_files.scores()} if task_files else scores
 
 
-def _report(config, step, meter, scores, seconds):
+def _report(config, objective, step, meter, scores, seconds):
     """Writes an evaluation to metrics.jsonl, TensorBoard (as run `eval`) and the terminal."""
     metrics.append_line(config.model_path, dict(
         step=step, train_loss=meter.loss, **scores, tokens_per_sec=meter.tokens_per_second,
         seconds=seconds, model_path=config.model_path))
     writer = metrics.Writer(os.path.join(config.model_path, "eval"))
-    shown = {"loss": scores["eval_loss"], "loss/lm": scores["eval_loss"], **scores}
-    shown.pop("eval_loss")
-    writer.scalars({name: value for name, value in shown.items() if value is not None}, step)
+    shown = {name.replace("eval_loss", "loss"): value for name, value in scores.items()
+             if isinstance(value, float)}
+    on_tasks = scores.get("tasks", {})
+    writer.scalars({**shown, **tasks.scalars(on_tasks)}, step)
     writer.close()
-    parts = [f"step {step}: validation loss {scores['eval_loss']:.4f}",
-             f"perplexity {scores['perplexity']:.3f}"]
-    if scores["bits_per_byte"] is not None:
-        parts.append(f"{scores['bits_per_byte']:.4f} bits per byte")
+    parts = [f"step {step}: validation loss {scores['eval_loss']:.4f}"]
+    parts += [f"{name.replace('_', ' ')} {scores[name]:.4f}" for name in objective.shown
+              if scores[name] is not None] + tasks.phrases(on_tasks)
     logging.info("  ".join(parts))
 
 

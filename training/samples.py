@@ -21,7 +21,7 @@ class Samples:
     def __init__(self, config, writer):
         self._config, self._writer = config, writer
         self._predictor, self._prompt = None, None
-        self._wanted = config.sample_tokens > 0
+        self._wanted = config.sample_tokens > 0 and config.speaks
 
     def write(self, step):
         """Samples from the newest checkpoint, which is `step`'s."""

@@ -91,7 +91,9 @@ def _sum_of_squares(*slices):
 
 
 def _add(*values):
-    return tf.add_n(list(values))
+    # add_n would begin with whichever of its inputs' memory it may reuse: another order, and other
+    # last bits, from run to run and from device to device.
+    return tf.reduce_sum(tf.stack(values), 0)
 
 
 def slicewise(function, tensors, dtype=tf.float32):

@@ -1,0 +1,114 @@
+"""Makes a run of an imported CLIP text tower: the teacher that a student's `clip.teacher` names."""
+
+import dataclasses
+import json
+import logging
+import os
+
+import numpy as np
+
+import encoders
+from configs.errors import UserError
+from configs.schema import RunConfig
+from encoders.clip import N_VOCAB
+from interop import clip_weights
+from mesh.compat import tf
+from models.clip import ACTIVATIONS
+from training import checkpoints, run
+from training.contrastive import text_sizes
+
+_TOKEN_TABLE = "clip_text/wte"
+_NAMES = {"intermediate": "feed-forward width", "start_id": "start token's id",
+          "end_id": "end token's id"}
+
+
+def import_clip(path, model_path, new=False, yes=False):
+    """Reads a CLIP text tower and writes it as a run of `model: "clip"` at step 0.
+
+    Everything is read and checked before anything is written. The last line on stdout is a JSON
+    summary.
+
+    Args:
+      path: what `clip_weights.read` takes.
+      model_path: the run's directory.
+      new: replace the run that is there, if any; asks, unless `yes`.
+      yes: the answer to that question.
+
+    Raises:
+      UserError: the weights cannot be used, the directory holds a run and `new` is not given, or it
+        cannot be written.
+    """
+    sizes, weights = clip_weights.read(path)
+    config = _config(path, sizes, model_path)
+    record = checkpoints.RunRecord(config.architecture(), _encoder_facts(sizes), legs=[])
+    if new:
+        run.delete_run(model_path, yes)
+    elif checkpoints.is_run(model_path):
+        raise UserError(f"{model_path}: holds a run; give --new to replace it, or another "
+                        "--model_path")
+    parameters = sum(values.size for values in weights.values())
+    weights[_TOKEN_TABLE] = _padded(weights[_TOKEN_TABLE], config.n_vocab_padded)
+    try:
+        _write(config, record, weights)
+    except tf.errors.OpError as error:
+        raise UserError(f"{model_path}: cannot be written ({error.message}); give another "
+                        "--model_path, or see to its permissions and space") from error
+    logging.info("%s: written; a student takes it as its clip.teacher", model_path)
+    print(json.dumps(dict(
+        model_path=model_path, parameters=parameters, width=sizes.width, layers=sizes.layers,
+        heads=sizes.heads, context=sizes.context, vocab=sizes.vocab, out=sizes.out,
+        activation=config.activation_function, encoder=record.encoder["spec"])), flush=True)
+
+
+def _config(path, sizes, model_path):
+    """The RunConfig of a tower; its keys of training are there because they have to be.
+
+    Raises:
+      UserError: a run config cannot say what the tower is.
+    """
+    config = RunConfig(
+        about=f"The text tower of {path}, imported to teach a student. It has no image tower.",
+        model="clip", n_layer=sizes.layers, n_head=sizes.heads, n_embd=sizes.width,
+        n_ctx=sizes.context, n_vocab=sizes.vocab, layer_norm_epsilon=sizes.epsilon,
+        activation_function=ACTIVATIONS[sizes.activation], clip={"out": sizes.out},
+        train_batch_size=1, train_steps=1, lr=0.0, model_path=model_path)
+    told = text_sizes(config)
+    for name, value in dataclasses.asdict(sizes).items():
+        if name != "vocab" and getattr(told, name) != value:
+            raise UserError(f"{path}: the text tower's {_NAMES.get(name, name)} is {value}; this "
+                            f"release takes only such towers where it is {getattr(told, name)}")
+    return config
+
+
+def _encoder_facts(sizes):
+    """What is known of the encoder. Of towers with CLIP's number of ids it is CLIP's."""
+    if sizes.vocab != N_VOCAB:
+        return {"spec": None, "hash": None, "n_vocab": None, "eos_id": None}
+    facts = {"spec": "clip", "hash": None, "n_vocab": N_VOCAB, "eos_id": sizes.end_id}
+    try:
+        return {**facts, "hash": encoders.load("clip").hash}
+    except UserError as error:
+        logging.info("note: %s; without it, the encoder's hash is not noted", error)
+        return facts
+
+
+def _padded(table, rows):
+    """The table [vocab, width] with rows of zeros after its own, which no token has."""
+    return np.concatenate([table, np.zeros([rows - len(table), table.shape[1]], table.dtype)])
+
+
+def _write(config, record, weights):
+    """The run's files. run.json is the last: a directory without it and a checkpoint is no run."""
+    tf.io.gfile.makedirs(config.model_path)
+    checkpoints.write_text(os.path.join(config.model_path, "config.json"), config.to_json())
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name, values in weights.items():
+            assign = tf.get_variable(name, values.shape, tf.float32,
+                                     tf.zeros_initializer()).initializer
+            # Fed in place of the zeros, since a graph holds no more than 2 GiB.
+            session.run(assign, {assign.inputs[1]: values})
+        session.run(tf.train.get_or_create_global_step().initializer)
+        tf.train.Saver(save_relative_paths=True).save(
+            session, os.path.join(config.model_path, "model.ckpt"), global_step=0,
+            write_meta_graph=False)
+    checkpoints.write_record(config.model_path, record)

@@ -1,0 +1,142 @@
+"""Another run's weights inside of this one: a student's teacher, a GPT's student.
+
+They are copied once into the run's directory, so that the run stays whole if the other one changes
+or goes, and are read from there when a session starts. They are neither trained nor saved again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import numpy as np
+
+from configs import schema
+from configs.errors import UserError
+from mesh.compat import tf
+from training import checkpoints
+
+# What is frozen, by kind of run: (key of the section clip, kind of run that it must be, scope).
+SOURCES = {"clip_student": ("teacher", "clip", "clip_text"),
+           "gpt_c": ("student", "clip_student", "clip_student")}
+
+
+@dataclasses.dataclass
+class Frozen:
+    """Weights to be read from another run's checkpoint.
+
+    Attributes:
+      config: the RunConfig that they were trained with.
+      record: its RunRecord.
+      checkpoint: the path of its newest checkpoint.
+      hash: 16 hexadecimal digits over names, shapes and values of the weights.
+    """
+
+    config: schema.RunConfig
+    record: checkpoints.RunRecord
+    checkpoint: str
+    hash: str
+
+    def initializer(self, name):
+        """An initialiser that reads the weight called `name`; see models.layers.Context.stored."""
+        def initialise(shape, dtype=tf.float32, partition_info=None):
+            value, = tf.raw_ops.RestoreV2(prefix=self.checkpoint, tensor_names=[name],
+                                          shape_and_slices=[""], dtypes=[dtype])
+            return tf.ensure_shape(value, shape)
+
+        return initialise
+
+    def value(self, name):
+        """A weight as a numpy array."""
+        return tf.train.load_checkpoint(self.checkpoint).get_tensor(name)
+
+
+def of_run(config, new=False):
+    """The Frozen weights that a kind of run needs, or None if it needs none.
+
+    The run's own copy, if it has one, comes before the run that the config names, unless the run
+    is about to begin anew.
+
+    Raises:
+      UserError: there is no such run, it is of another kind, or it has no checkpoint.
+    """
+    if config.model not in SOURCES:
+        return None
+    key, kind, scope = SOURCES[config.model]
+    own = os.path.join(config.model_path, key)
+    directory = own if checkpoints.latest(own) and not new else getattr(config.clip, key)
+    return _load(directory, f"clip.{key}", kind, scope)
+
+
+def _load(directory, key, kind, scope):
+    checkpoint = checkpoints.latest(directory)
+    path = os.path.join(directory, "config.json")
+    if checkpoint is None or not tf.io.gfile.exists(path):
+        raise UserError(f"{key}: {directory} holds no run with a checkpoint; train a model of kind "
+                        f"{kind} there first, or give another directory")
+    config = schema.load(path)
+    if config.model != kind:
+        raise UserError(f"{key}: {directory} is a run of model {config.model}, not {kind}")
+    record = checkpoints.read_record(directory)
+    if record is None:
+        raise UserError(f"{key}: {directory} has no run.json; restore it from a copy of the run")
+    checkpoints.check_fits(config.replace(model_path=directory), record)
+    return Frozen(config, record, checkpoint, _hash(checkpoint, scope))
+
+
+def _hash(checkpoint, scope):
+    reader = tf.train.load_checkpoint(checkpoint)
+    digest = hashlib.sha256()
+    for name, shape in sorted(reader.get_variable_to_shape_map().items()):
+        if name.startswith(scope + "/") and "/adam_" not in name and "/ada_" not in name:
+            digest.update(json.dumps([name, shape]).encode())
+            digest.update(np.ascontiguousarray(reader.get_tensor(name)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_encoder(config, frozen, encoder):
+    """Refuses frozen weights whose encoder is not the data's.
+
+    Args:
+      config: the run's config.
+      frozen: a Frozen.
+      encoder: the data's encoder facts: a dict with spec and hash.
+
+    Raises:
+      UserError: names both.
+    """
+    known = frozen.record.encoder.get("hash")
+    if known and encoder["hash"] and known != encoder["hash"]:
+        key = SOURCES[config.model][0]
+        raise UserError(
+            f"clip.{key}: reads ids of encoder {frozen.record.encoder['spec']} (hash {known}), but "
+            f"the data were made with {encoder['spec']} (hash {encoder['hash']}); encode the data "
+            f"alike, or train a {key} with their encoder")
+
+
+def adopt(config, frozen):
+    """Copies the frozen weights into the run's directory, if need be, to be read there.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    key, _, _ = SOURCES[config.model]
+    target = os.path.join(config.model_path, key)
+    if os.path.dirname(frozen.checkpoint) == target:
+        return
+    source = os.path.dirname(frozen.checkpoint)
+    try:
+        tf.io.gfile.makedirs(target)
+        for path in tf.io.gfile.glob(frozen.checkpoint + ".*"):
+            tf.io.gfile.copy(path, os.path.join(target, os.path.basename(path)), overwrite=True)
+        for name in ("config.json", "run.json"):
+            tf.io.gfile.copy(os.path.join(source, name), os.path.join(target, name),
+                             overwrite=True)
+        # Last: without it there is no checkpoint, and the copy begins anew.
+        checkpoints.write_text(
+            os.path.join(target, "checkpoint"),
+            f'model_checkpoint_path: "{os.path.basename(frozen.checkpoint)}"\n')
+    except tf.errors.OpError as error:
+        raise UserError(f"{target} cannot be written ({error.message}); give another --model_path, "
+                        "or see to its permissions") from error
+    frozen.checkpoint = os.path.join(target, os.path.basename(frozen.checkpoint))

@@ -1,0 +1,25 @@
+"""The objective of each kind of run."""
+
+from training.contrastive import Contrastive
+from training.distillation import Distillation
+from training.language import Language
+from training.supervision import Supervision
+
+_KINDS = {"GPT": Language, "clip": Contrastive, "clip_student": Distillation,
+          "gpt_c": Supervision}
+
+
+def of_run(config, facts, frozen=None):
+    """The objective of a run.
+
+    Args:
+      config: the run's config.
+      facts: an inputs.Facts of its data.
+      frozen: the training.frozen.Frozen weights that its kind needs.
+
+    Returns:
+      a training.objective.Objective. A CLIP supervision of weight 0 is not built: the run is the
+      plain GPT's, to the bit.
+    """
+    plain = config.model == "gpt_c" and (config.clip.mode == "input" or not config.clip.weight)
+    return (Language if plain else _KINDS[config.model])(config, facts, frozen)
