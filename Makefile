@@ -24,12 +24,11 @@ NEEDED = Python 3.10 or 3.11 with venv is needed, since TensorFlow 2.15 has no w
 	install one, or name it as in `make demo PYTHON=/usr/bin/python3.11`
 REFUSAL = $(if $(PYTHON),PYTHON=$(PYTHON) will not do. )$(NEEDED)
 
-# The demo, or with QUICK=1 the same in less than two minutes.
-DEMO_DATA = data/demo
-DEMO_RUN = runs/demo$(if $(QUICK),_quick)
-DEMO_FLAGS = --model demo --model_path $(DEMO_RUN) $(if $(QUICK),$(QUICK_FLAGS))
-QUICK_FLAGS = --set train_steps=200 --set n_layer=2 --set n_ctx=64 --set steps_per_checkpoint=200
-DEMO_PROMPT = The "for" statement
+# The demo; with QUICK=1 the same in less than two minutes, with FULL=1 with more seeds and sizes.
+DEMO = demo$(if $(QUICK),_quick)$(if $(FULL),_full)
+DEMO_FLAGS = $(if $(QUICK),--quick) $(if $(FULL),$(FULL_FLAGS))
+FULL_FLAGS = --seeds 5 --teachers 3 --sizes 2x64 4x128 --texts 600 4000 \
+	--rows gpt gptc gptc_random gptc_shuffled gptc_input gptc_input_random
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint venv clean clean-venv
@@ -37,26 +36,8 @@ DEMO_PROMPT = The "for" statement
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile | expand -t 18
 
-demo: $(DEMO_DATA)/demo_manifest.json  ## train a small GPT on text and sample it; QUICK=1 for less
-	$(RUN_PYTHON) main.py $(DEMO_FLAGS)
-	@echo
-	@$(RUN_PYTHON) -c 'import json; \
-	    last = json.loads(open("$(DEMO_RUN)/metrics.jsonl").readlines()[-1]); \
-	    print("Step {step}: validation loss {eval_loss:.3f} nats per token, {bits_per_byte:.3f}" \
-	          " bits per byte. Two samples:\n".format(**last), flush=True)'
-	@$(RUN_PYTHON) main.py $(DEMO_FLAGS) --quiet --predict --prompt '$(DEMO_PROMPT)' \
-	    --num_samples 2 --max_new_tokens $(if $(QUICK),40,150) --temperature 0.7
-
-# Python's documentation of itself, a tokenizer trained on it, and the text as TFRecords.
-$(DEMO_DATA)/python_docs.jsonl: | $(READY)
-	$(RUN_PYTHON) datasets/python_docs.py --out $@
-
-$(DEMO_DATA)/demo_tokenizer.json: $(DEMO_DATA)/python_docs.jsonl
-	$(RUN_PYTHON) datasets/train_tokenizer.py $< --vocab_size 1024 --out $@ --overwrite
-
-$(DEMO_DATA)/demo_manifest.json: $(DEMO_DATA)/demo_tokenizer.json
-	$(RUN_PYTHON) datasets/create_tfrecords.py --input_dir $(DEMO_DATA)/python_docs.jsonl --name demo \
-	    --output_dir $(DEMO_DATA) --encoder $< --val_fraction 0.1 --val_tail --overwrite
+demo: $(READY)  ## CLIP, its student and language models with and without it; QUICK=1, FULL=1
+	@$(RUN_PYTHON) benchmarks/clip_experiment.py --data data/$(DEMO) --out runs/$(DEMO) $(DEMO_FLAGS)
 
 test: $(DEV_READY)  ## run the tests, fast ones first; PYTEST_FLAGS="-k words" for some
 	$(RUN_PYTHON) -m pytest $(PYTEST_FLAGS)
@@ -67,7 +48,7 @@ lint: $(DEV_READY)  ## check the style with ruff
 venv: $(DEV_READY)  ## make the environment and do no more
 
 clean:  ## delete what the demo made
-	rm -rf $(DEMO_DATA) runs/demo runs/demo_quick
+	rm -rf $(foreach name,demo demo_quick demo_full,data/$(name) runs/$(name))
 
 clean-venv:  ## delete the environment
 	rm -rf $(VENV)

@@ -5,7 +5,7 @@
 Ours runs as main.py runs it: TPUEstimator, the input pipeline, dropout, clipping, AdamW, scalars
 for the log. Theirs does what nanoGPT's train.py does in a step: random windows, forward, backward,
 clipping, fused or looped AdamW as nanoGPT chooses, the loss as a number. Both have the same sizes,
-batch and threads, and run in turn in this process: a round of ours, a round of theirs, and again.
+batch and cores, and run in turn in this process: a round of ours, a round of theirs, and again.
 
 A table of medians over rounds goes to stdout, and JSON as its last line. Use an idle machine:
 torch's threads wait for each other, so that one busy core makes theirs ten times slower.
@@ -39,7 +39,7 @@ def parse():
     parser.add_argument("--vocab", type=int, default=65, help="token ids of the data (65)")
     parser.add_argument("--rounds", type=int, default=7, help="of each, after one to warm up (7)")
     parser.add_argument("--steps", type=int, default=100, help="steps of a round (100)")
-    parser.add_argument("--threads", type=int, default=2, help="of each library (2)")
+    parser.add_argument("--threads", type=int, default=2, help="and cores, of each library (2)")
     return parser.parse_args()
 
 
@@ -191,7 +191,8 @@ def main():
     if load > 0.5:
         print(f"warning: the load average is {load:.1f}: other work shares the cores, which the "
               "measurement will show", file=sys.stderr)
-    os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = str(args.threads)
+    # Ours shares out the cores that it may use, as it does in main.py.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:args.threads])
     import logging
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

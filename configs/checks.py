@@ -17,7 +17,6 @@ def check(config: Any) -> None:
     _check_attention(config)
     _check_steps(config)
     clip_keys.check(config)
-    _check_tasks(config)
     check_layout(config)
     _check_devices(config)
 
@@ -48,11 +47,6 @@ def _check_steps(config: Any) -> None:
     if config.lr_decay in ("cosine", "linear") and config.lr_decay_end < config.warmup_steps:
         raise UserError(f"lr_decay_end: {config.lr_decay_end} is before the end of warm-up, "
                         f"warmup_steps = {config.warmup_steps}")
-
-
-def _check_tasks(config: Any) -> None:
-    if config.eval_tasks and config.model in ("clip", "clip_student"):
-        raise UserError(f"eval_tasks: model {config.model} is no language model; remove them")
 
 
 def _check_devices(config: Any) -> None:

@@ -32,6 +32,14 @@ class ClipKeys(Keys):
     image_layers: int = Field(2, ge=1, description="Blocks of the vision transformer.")
     image_heads: int = Field(4, ge=1, description="Attention heads of the vision transformer.")
 
+    zero_shot: str | None = Field(
+        None, min_length=1, description="JSONL file of tasks: pictures with a label each and "
+                                        "prompts for the classes, of which each evaluation says "
+                                        "how often the model finds the right one.")
+    probe_words: Annotated[list[str], BeforeValidator(values.probe_words)] = Field(
+        [], description="Words, or texts, of which each evaluation draws how alike the model "
+                        "finds them; of a student, beside its teacher.")
+
     teacher: str | None = Field(
         None, min_length=1, description="Directory of the CLIP run that teaches; it is copied into "
                                         "model_path.")
@@ -91,11 +99,15 @@ class ClipSection(Keys):
 
 _IMAGE = tuple(name for name in ClipKeys.model_fields if name.startswith("image_"))
 
+# The keys that decide the shapes of a CLIP model.
+TOWER_KEYS = ("out", *_IMAGE)
+
 # The keys of each kind of run.
 KEYS_OF = {
     "GPT": (),
-    "clip": ("out", *_IMAGE),
-    "clip_student": ("teacher", "window", "windows", "positions", "distillation"),
+    "clip": (*TOWER_KEYS, "zero_shot", "probe_words"),
+    "clip_student": ("teacher", "window", "windows", "positions", "distillation",
+                     "probe_words"),
     "gpt_c": ("student", "mode", "loss", "layer", "weight", "weight_warmup", "weight_end",
               "target", "samples", "temperature", "control"),
 }
@@ -178,3 +190,6 @@ def _check_gpt_c(config: Any) -> None:
                         f"weight_warmup = {clip.weight_warmup}")
     if clip.target >= config.n_ctx:
         raise UserError(f"clip.target: {clip.target} is not less than n_ctx = {config.n_ctx}")
+    if clip.control == "shuffled" and min(config.train_batch_size, config.eval_batch_size) < 2:
+        raise UserError('clip.control: "shuffled" takes another row of the batch, and there is but '
+                        "one; raise the batch sizes to 2 or more")

@@ -21,8 +21,9 @@ keys are refused. A key whose default is **required** has to be given.
 
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 SPECIAL = {"attention_types": "list", "datasets": "list", "gpu_ids": "list", "eval_tasks": "list",
-           "clip": "section", "image_channels": "list",
-           "layer": "list", "mesh_shape": "text or pairs", "layout": "text or pairs", "about": "text or lines"}
+           "clip": "section", "image_channels": "list", "probe_words": "list",
+           "layer": "list", "mesh_shape": "text or pairs", "layout": "text or pairs",
+           "about": "text or lines"}
 
 
 def page() -> str:

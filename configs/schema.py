@@ -153,7 +153,7 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
                  "position", "activation_function", "no_weight_tie", "layer_norm_epsilon"]
         facts = {name: getattr(self, name) for name in names}
         facts["attention_types"] = list(self.attention_types)
-        parts = {"clip": [key for key in clip_keys.KEYS_OF["clip"]], "clip_student": ["window"],
+        parts = {"clip": clip_keys.TOWER_KEYS, "clip_student": ["window"],
                  "gpt_c": ["mode", "layer"]}.get(self.model, [])
         facts.update({f"clip.{key}": getattr(self.clip, key) for key in parts})
         if self.model == "clip":

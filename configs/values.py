@@ -96,6 +96,20 @@ def supervised_layers(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def probe_words(value: Any) -> list[str]:
+    """Different texts, none or at least three; null is none."""
+    value = [] if value is None else value
+    if not isinstance(value, list | tuple) or not all(
+            isinstance(word, str) and word.strip() for word in value):
+        raise ValueError(f'must be a list such as ["red", "rose", "blue"], not {shown(value)}')
+    for word in value:
+        if list(value).count(word) > 1:
+            raise ValueError(f"{shown(word)} is listed twice; keep one")
+    if 0 < len(value) < 3:
+        raise ValueError(f"{shown(value)} is too few to compare; give three or more")
+    return list(value)
+
+
 def eval_tasks(value: Any) -> list[str]:
     """Paths of JSONL files; null is none."""
     value = [] if value is None else value

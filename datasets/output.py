@@ -1,6 +1,5 @@
 """The files of one dataset in its output directory: what may be written, resumed or replaced."""
 
-import glob
 import json
 import os
 import re
@@ -50,7 +49,8 @@ class Output:
         """A glob that matches the shards of one split and nothing else, in any directory."""
         directory = from_anywhere(self.directory)
         if "://" not in directory:
-            directory = glob.escape(directory)
+            # The way to it may hold what a glob would take for a pattern.
+            directory = re.sub(r"([*?[])", r"[\1]", directory)
         return os.path.join(directory, f"{self.name}{INFIX[split]}_[0-9]*.tfrecords")
 
     def unfinished_characters(self):

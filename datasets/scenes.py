@@ -5,7 +5,8 @@
 The same seed gives the same bytes, and a larger number the same first ones. In --out:
 pictures_{train,val,heldout}_<i>_<records>.tfrecords (tf.train.Example: image, a PNG; caption,
 several, the first complete; scene, JSON), texts_{train,val,heldout}.jsonl ("text"),
-cloze_{dev,test}.jsonl, contact_sheet.png and, when all is whole, manifest.json. Some combinations
+cloze_{dev,test}.jsonl, zero_shot.jsonl with zero_shot_val.tfrecords (image, colour, shape),
+contact_sheet.png and, when all is whole, manifest.json. Some combinations
 of colour and shape occur in all pictures, but in no text save those of texts_heldout.jsonl.
 Pictures come in groups of four, of which --hard_groups are hard: they differ in one attribute.
 """
@@ -24,7 +25,8 @@ SPLITS = ["train", "val", "heldout"]
 CLOZE_SPLITS = ["dev", "test"]
 BATCH = 256  # pictures rendered at a time
 OURS = re.compile(r"(pictures_(train|val|heldout)_\d+_\d+\.tfrecords|texts_(train|val|heldout)"
-                  r"\.jsonl|cloze_(dev|test)\.jsonl|contact_sheet\.png|manifest\.json)(\.tmp)?")
+                  r"\.jsonl|cloze_(dev|test)\.jsonl|zero_shot(_val\.tfrecords|\.jsonl)"
+                  r"|contact_sheet\.png|manifest\.json)(\.tmp)?")
 SHEET = {"train": (24, "training pictures", "the first caption is complete; texts tell of these "
                    "scenes unless a combination is held out"),
          "heldout": (12, "held-out combinations", "each picture shows a color and a shape that no "
@@ -51,6 +53,9 @@ def parser():
                    help="share of the texts that state a fact about looks (default %(default)s)")
     p.add_argument("--cloze", type=int, default=1600,
                    help="cloze items of dev and of test, at most (default %(default)s)")
+    p.add_argument("--zero_shot", type=int, default=500, metavar="N",
+                   help="pictures of one thing, of val's scenes, to be told by color and by shape "
+                   "(default %(default)s)")
     p.add_argument("--files_per", type=int, default=10000, metavar="RECORDS",
                    help="records a shard (default %(default)s)")
     p.add_argument("--overwrite", action="store_true", help="replace what another run left")
@@ -65,7 +70,7 @@ def check(args):
                 setattr(args, f"{split}_{what}", -(-getattr(args, what) // 20))
     for name, least in [("pictures", 0), ("texts", 0), ("val_pictures", 0), ("val_texts", 0),
                         ("heldout_pictures", 0), ("heldout_texts", 0), ("cloze", 0), ("size", 8),
-                        ("captions", 1), ("files_per", 1)]:
+                        ("zero_shot", 0), ("captions", 1), ("files_per", 1)]:
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
     for name in ("facts", "hard_groups"):
@@ -229,6 +234,7 @@ def run(args):
     """Makes the world that the command line describes."""
     check(args)
     import scenes_world
+    import scenes_zero_shot
     from scenes_cloze import items
     from scenes_groups import GROUP
     from tqdm import tqdm
@@ -246,6 +252,10 @@ def run(args):
         name = f"cloze_{split}.jsonl"
         number = directory.write_lines(name, items(split, args.cloze))
         made["cloze"][split] = {"file": name, "items": number}
+    if args.zero_shot:
+        directory.write_records(scenes_zero_shot.PICTURES, scenes_zero_shot.records(
+            args.seed, args.zero_shot, args.size, encode_png))
+        directory.write_lines(scenes_zero_shot.TASKS, scenes_zero_shot.tasks())
     directory.write("contact_sheet.png", contact_sheet(args))
     settings = {name: getattr(args, name)
                 for name in ("seed", "size", "captions", "hard_groups", "facts")}

@@ -1,18 +1,115 @@
 """Which devices a mesh runs on: CPU cores' virtual devices or GPUs."""
 
+import functools
+import os
+
 from configs.errors import UserError
 from mesh.compat import mtf, tf
 
 
-def device_names(config):
-    """The TensorFlow devices of the mesh, one for each of its positions.
+class CpuMesh(mtf.placement_mesh_impl.PlacementMeshImpl):
+    """A mesh of virtual CPU devices, which share one memory: no slice is ever copied.
 
-    A mesh on CPUs gets as many virtual CPU devices as it needs.
+    What is the same in several slices is there once, one tensor computed once or one variable, on
+    the first of their devices. Slices that differ are computed side by side on the cores.
+
+    Args:
+      shape: an mtf.Shape.
+      layout: mtf.LayoutRules.
     """
-    if not config.gpu_ids:
-        # On one device the variables' slices are the masters themselves, if no device is named.
-        return [f"cpu:{i}" for i in range(config.mesh_size)] if config.mesh_size > 1 else [""]
-    return list(config.gpu_ids)
+
+    def __init__(self, shape, layout):
+        devices = [f"cpu:{i}" for i in range(shape.size)] if shape.size > 1 else [""]
+        super().__init__(shape, layout, devices)
+
+    def slicewise(self, fn, *inputs):
+        """Applies `fn` to every slice, but once to slices of which all inputs are the same."""
+        inputs = [x.tensor_list if isinstance(x, self.LaidOutTensor) else [x] * self.size
+                  for x in mtf.convert_args_to_laid_out_tensors(inputs)]
+        results, known = [], {}
+        for number in range(self.size):
+            arguments = [x[number] for x in inputs]
+            same = tuple(map(id, arguments))
+            if same not in known:
+                with tf.device(self.devices[number]), tf.variable_scope(f"slice_{number}"):
+                    known[same] = fn(*arguments)
+            results.append(known[same])
+        if isinstance(results[0], tuple):
+            return tuple(self.LaidOutTensor(list(slices)) for slices in zip(*results, strict=True))
+        return self.LaidOutTensor(results)
+
+    def make_slices(self, tf_tensor, tensor_shape):
+        """Cuts a tensor into a list of slices, each part once."""
+        if self.tensor_layout(tensor_shape).is_fully_replicated:
+            return [tf_tensor] * self.size
+        size = self.slice_shape(tensor_shape)
+        begins = [tuple(self.slice_begin(tensor_shape, number)) for number in range(self.size)]
+        parts = {begin: tf.slice(tf_tensor, begin, size) for begin in dict.fromkeys(begins)}
+        return [parts[begin] for begin in begins]
+
+    def allreduce(self, x, mesh_axes, reduction_fn_string):
+        """Reduces over mesh axes ("SUM", "MAX" or "MIN"), always in the order of the slices."""
+        reduction = _REDUCTIONS[reduction_fn_string]
+        return self._join(x, mesh_axes, lambda slices: functools.reduce(reduction, slices))
+
+    def allconcat(self, x, mesh_axis, concat_axis):
+        """Concatenates the slices along a mesh axis."""
+        return self._join(x, [mesh_axis], lambda slices: tf.concat(slices, concat_axis))
+
+    def _join(self, x, mesh_axes, fn):
+        """Gives all slices that differ in `mesh_axes` alone one tensor, `fn` of their list."""
+        known = {}
+
+        def collective(slices, group):
+            same = tuple(map(id, slices))
+            if same not in known:
+                with tf.device(group[0]):
+                    known[same] = fn(slices)
+            return [known[same]] * len(slices)
+
+        return self._collective_with_groups(x, mesh_axes, collective)
+
+    class LaidOutVariable:
+        """The slices of a variable: one variable for each part, the master if that is all of it.
+
+        Args:
+          variable: an mtf.Variable.
+          mesh_impl: the CpuMesh.
+        """
+
+        def __init__(self, variable, mesh_impl):
+            self._variable = variable
+            master, shape = variable.get_master(), variable.shape
+            size = mesh_impl.slice_shape(shape)
+            is_master = (size == shape.to_integer_list
+                         and variable.slice_dtype == variable.master_dtype
+                         and not isinstance(variable, mtf.StackedVariable))
+            parts, slices = {}, []
+            for number, device in enumerate(mesh_impl.devices):
+                begin = tuple(mesh_impl.slice_begin(shape, number))
+                if begin not in parts:
+                    with tf.device(device):
+                        parts[begin] = master if is_master else tf.get_variable(
+                            f"{variable.name}_slice_{number}", size, variable.slice_dtype,
+                            collections=[])
+                slices.append(parts[begin])
+            self.laid_out_tensor = mesh_impl.LaidOutTensor(slices)
+            self.copy_master_to_slices = self.copy_slices_to_master = tf.no_op()
+            if not is_master:
+                self.copy_master_to_slices = self.assign_to_slices(
+                    mtf.assign_slice, mesh_impl.make_slices(master, shape))
+                whole = mesh_impl.combine_slices(
+                    [tf.cast(s, variable.master_dtype) for s in slices], shape)
+                self.copy_slices_to_master = variable.assign_to_master(whole)
+
+        def assign_to_slices(self, assign_fn, values):
+            """An operation that calls `assign_fn(variable, slice, value)` once for each part."""
+            slices = self.laid_out_tensor.all_slices
+            parts = {id(s): (s, value) for s, value in zip(slices, values, strict=True)}
+            return tf.group(*(assign_fn(self._variable, *part) for part in parts.values()))
+
+
+_REDUCTIONS = {"SUM": tf.add, "MAX": tf.maximum, "MIN": tf.minimum}
 
 
 def check_present(config):
@@ -37,12 +134,15 @@ def mesh_impl(config):
     """The mtf mesh implementation that places each slice on its device."""
     shape = mtf.Shape([mtf.Dimension(name, size) for name, size in config.mesh])
     rules = mtf.LayoutRules(set(config.layout_rules))
-    return mtf.placement_mesh_impl.PlacementMeshImpl(shape, rules, device_names(config))
+    if config.gpu_ids:
+        return mtf.placement_mesh_impl.PlacementMeshImpl(shape, rules, list(config.gpu_ids))
+    return CpuMesh(shape, rules)
 
 
 def session_config(config):
     """A tf.ConfigProto with enough virtual CPU devices for the mesh.
 
+    To be called before TensorFlow runs anything, as it also shares out the cores.
     With it, what a mesh adds up is added in the same order on every device and in every run.
     """
     counts = {"CPU": config.mesh_size}
@@ -52,8 +152,14 @@ def session_config(config):
     proto.gpu_options.allow_growth = True
     if config.mesh_size > 1:
         # It joins the additions of an allreduce and of what follows to one AddN, which adds in
-        # another order on each device, and in any order from run to run: copies of a weight would
-        # drift apart, and a resumed run would not equal a straight one to the bit.
+        # another order on each device, and in any order from run to run: copies of a weight on GPUs
+        # would drift apart, and a resumed run would not equal a straight one to the bit.
         rewriting = proto.graph_options.rewrite_options
         rewriting.arithmetic_optimization = rewriting.OFF
+    if config.mesh_size > 1 and not config.gpu_ids:
+        # Slices run side by side, each with its share of the cores. All of a process uses one pool
+        # of threads, made with its first device, be it for a session or for compiling a function:
+        # the environment is read then, a session's ConfigProto may come too late.
+        share = max(1, len(os.sched_getaffinity(0)) // config.mesh_size)
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
     return proto

@@ -92,16 +92,17 @@ def dense(x, kernel, bias, in_dims, name="dense"):
             dw = tf.matmul(rows, dy, transpose_a=True)
             return tf.reshape(dx, v.shape), tf.reshape(dw, w.shape)
 
-        def of_bias(b, dy):
-            # In float32: the sum runs over all tokens of the batch.
-            total = tf.reduce_sum(tf.cast(dy, tf.float32), list(range(n_lead)))
-            return tf.cast(total, b.dtype)
-
         result = list(slices.map(one_slice, *ins[:2], grads[0]))
-        return result + [slices.map(of_bias, b, grads[0]) for b in ins[2:]]
+        return result + [slices.map(sum_like, b, grads[0]) for b in ins[2:]]
 
     inputs = [x, kernel] + ([] if bias is None else [bias])
     return SliceOperation(forward, backward, inputs, [(lead + out_dims, x.dtype)], name).outputs[0]
+
+
+def sum_like(like, x):
+    """Sums `x` over the dimensions that come before those of `like`, in float32: all tokens."""
+    rows = tf.reshape(tf.cast(x, tf.float32), [-1, like.shape.num_elements()])
+    return tf.cast(tf.reshape(tf.reduce_sum(rows, 0), like.shape), like.dtype)
 
 
 def softmax_cross_entropy(logits, targets, dim, n_valid, name="cross_entropy"):
@@ -182,54 +183,6 @@ def argmax(x, dim, n_valid, name="argmax"):
         return slices.map(tf.negative, slices.max(below, dim))
 
     return SliceOperation(forward, None, [x], [(x.shape.dims[:-1], tf.int32)], name).outputs[0]
-
-
-def layer_norm(x, gain, bias, dim, epsilon, name="layer_norm"):
-    """Layer normalisation over `dim`, the last dimension of `x`, which may be split.
-
-    Statistics are float32 whatever the type of `x`. Ba, Kiros & Hinton 2016, section 3.
-
-    Args:
-      x: [..., dim]. gain, bias: [dim].
-      dim: the normalised dimension.
-      epsilon: added to the variance.
-      name: a name for the TensorFlow scope.
-
-    Returns:
-      a tensor like `x`.
-    """
-    def mean(slices, fn, *xs):
-        total = slices.map(lambda *a: tf.reduce_sum(fn(*a), -1, keepdims=True), *xs)
-        return slices.map(lambda t: t / dim.size, slices.sum(total, dim))
-
-    def forward(slices, x_slice, g, b):
-        mu = mean(slices, lambda v: tf.cast(v, tf.float32), x_slice)
-        var = mean(slices, lambda v, m: tf.square(tf.cast(v, tf.float32) - m), x_slice, mu)
-        rstd = slices.map(lambda v: tf.rsqrt(v + epsilon), var)
-        y = slices.map(lambda v, m, r, g, b: tf.cast(
-            (tf.cast(v, tf.float32) - m) * (r * tf.cast(g, tf.float32)) + tf.cast(b, tf.float32),
-            v.dtype), x_slice, mu, rstd, g, b)
-        return y, mu, rstd
-
-    def backward(slices, ins, outs, grads):
-        x_slice, g, _ = ins
-        _, mu, rstd = outs
-        xhat = slices.map(lambda v, m, r: (tf.cast(v, tf.float32) - m) * r, x_slice, mu, rstd)
-        dy = slices.map(lambda d: tf.cast(d, tf.float32), grads[0])
-        dxhat = slices.map(lambda d, g: d * tf.cast(g, tf.float32), dy, g)
-        m1 = mean(slices, lambda d: d, dxhat)
-        m2 = mean(slices, lambda d, h: d * h, dxhat, xhat)
-        dx = slices.map(lambda v, d, h, r, a, b: tf.cast(r * (d - a - h * b), v.dtype),
-                        x_slice, dxhat, xhat, rstd, m1, m2)
-        rows = list(range(x.shape.ndims - 1))
-        dg = slices.map(lambda g, d, h: tf.cast(tf.reduce_sum(d * h, rows), g.dtype), g, dy, xhat)
-        db = slices.map(lambda g, d: tf.cast(tf.reduce_sum(d, rows), g.dtype), g, dy)
-        return [dx, dg, db]
-
-    column = x.shape.dims[:-1] + [mtf.Dimension("statistic", 1)]
-    return SliceOperation(forward, backward, [x, gain, bias],
-                          [(x.shape, x.dtype), (column, tf.float32), (column, tf.float32)],
-                          name).outputs[0]
 
 
 def select(x, index, dim, name="select"):

@@ -30,11 +30,14 @@ class Slices:
     def map_elementwise(self, fn, *laid_out):
         """`map` for a chain of element by element operations that is worth one compiled kernel.
 
+        Sums over the last dimension may be among them, as in a layer norm.
+
         On CPUs TensorFlow runs each of them by itself, through memory; on TPUs all is compiled.
 
         Args:
           fn: a function that lives as long as the program, or it would be compiled time and again.
-          laid_out: see `map`; the first one's size decides whether it is worth it.
+          laid_out: see `map`; the first one's size decides whether it is worth it. Python numbers
+            are given to `fn` as they are.
         """
         size = math.prod(laid_out[0].to_laid_out_tensor().slice_shape)
         devices = getattr(self._impl, "devices", None)

@@ -6,7 +6,7 @@ import zlib
 from tensorflow import nn
 
 from configs.errors import UserError
-from mesh import ops, random, slices
+from mesh import norms, ops, random, slices
 from mesh.compat import mtf, tf
 
 
@@ -38,19 +38,19 @@ class Context:
         """The type of activations and of matrix products."""
         return tf.bfloat16 if self.config.precision == "bfloat16" else tf.float32
 
-    def variable(self, name, shape, initializer, trainable=True):
-        """A float32 variable, read in the activations' type."""
+    def variable(self, name, shape, initializer, trainable=True, dtype=None):
+        """A float32 variable, read in the activations' type or in `dtype`."""
         scope = tf.get_variable_scope().name
         full_name = f"{scope}/{name}" if scope else name
         if self.stored:
             # Nothing updates it, so slices need no more precision than what reads them.
             return mtf.get_variable(
                 self.mesh, name, mtf.Shape(shape),
-                dtype=mtf.VariableDType(tf.float32, self.dtype, self.dtype),
+                dtype=mtf.VariableDType(tf.float32, *[dtype or self.dtype] * 2),
                 initializer=self.stored(full_name), trainable=False,
                 collections=[tf.GraphKeys.LOCAL_VARIABLES])
-        dtype = mtf.VariableDType(tf.float32, tf.float32, self.dtype)
-        return mtf.get_variable(self.mesh, name, mtf.Shape(shape), dtype=dtype,
+        dtypes = mtf.VariableDType(tf.float32, tf.float32, dtype or self.dtype)
+        return mtf.get_variable(self.mesh, name, mtf.Shape(shape), dtype=dtypes,
                                 initializer=initializer(self.config.seed, full_name),
                                 trainable=trainable)
 
@@ -89,7 +89,7 @@ def layer_norm(ctx, x, dim, name, epsilon=None):
     with tf.variable_scope(name):
         gain = ctx.variable("gain", [dim], constant(1.0))
         bias = ctx.variable("bias", [dim], constant(0.0))
-    return ops.layer_norm(x, gain, bias, dim, epsilon, name=name)
+    return norms.layer_norm(x, gain, bias, dim, epsilon, name=name)
 
 
 def dropout(ctx, x, rate, site):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from configs.schema import RunConfig
+from mesh import devices
 from mesh.compat import mtf, tf
 
 
@@ -68,9 +69,7 @@ def run(build, mesh_shape="", layout="", weights=None):
         mesh = mtf.Mesh(graph, "mesh")
         outputs = build(mesh)
         shape = mtf.convert_to_shape(mesh_shape)
-        devices = [f"cpu:{i}" for i in range(shape.size)] if shape.size > 1 else [""]
-        impl = mtf.placement_mesh_impl.PlacementMeshImpl(
-            shape, mtf.convert_to_layout_rules(layout), devices)
+        impl = devices.CpuMesh(shape, mtf.convert_to_layout_rules(layout))
         lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
         fetches = {name: lowering.export_to_tf_tensor(x) for name, x in outputs.items()}
         slices = {name: lowering.tensors[x].to_laid_out_tensor().all_slices

@@ -1,5 +1,7 @@
 """mesh/devices.py: which devices a mesh gets, and that tensors really lie there."""
 
+import os
+
 import graphs
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ from mesh.compat import mtf, tf
 
 
 def test_cpu_devices():
-    assert devices.device_names(graphs.config()) == [""]
+    assert devices.mesh_impl(graphs.config()).devices == [""]
     split = graphs.config(mesh_shape="x:2,y:2", layout="batch:x")
-    assert devices.device_names(split) == ["cpu:0", "cpu:1", "cpu:2", "cpu:3"]
+    assert devices.mesh_impl(split).devices == ["cpu:0", "cpu:1", "cpu:2", "cpu:3"]
     assert devices.session_config(split).device_count["CPU"] == 4
     assert devices.session_config(graphs.config()).device_count["CPU"] == 1
 
@@ -20,12 +22,23 @@ def test_cpu_devices():
 def test_gpu_devices():
     split = dict(mesh_shape="x:2", layout="batch:x")
     for gpu_ids in (["0", "3"], ["device:GPU:0", "device:GPU:3"]):
-        names = devices.device_names(graphs.config(gpu_ids=gpu_ids, **split))
+        names = devices.mesh_impl(graphs.config(gpu_ids=gpu_ids, **split)).devices
         assert [tf.DeviceSpec.from_string(f"/{name}").device_type for name in names] == ["GPU"] * 2
         assert [tf.DeviceSpec.from_string(f"/{name}").device_index for name in names] == [0, 3]
-    assert len(devices.device_names(graphs.config(gpu_ids=["1"]))) == 1
+    assert len(devices.mesh_impl(graphs.config(gpu_ids=["1"])).devices) == 1
     with pytest.raises(UserError, match="gpu_ids.*x:2"):
-        devices.device_names(graphs.config(gpu_ids=["0"], **split))
+        devices.mesh_impl(graphs.config(gpu_ids=["0"], **split))
+
+
+def test_slices_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    for mesh_shape, share in (("", None), ("x:2", "3"), ("x:2,y:4", "1")):
+        monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+        devices.session_config(graphs.config(mesh_shape=mesh_shape, layout=""))
+        assert os.environ.get("TF_NUM_INTRAOP_THREADS") == share
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "5")
+    devices.session_config(graphs.config(mesh_shape="x:2", layout=""))
+    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "5"
 
 
 def test_absent_gpus_are_refused(monkeypatch):
@@ -60,12 +73,61 @@ def test_slices_lie_where_the_mesh_says():
         np.testing.assert_array_equal(value, quarter)
 
 
-def test_one_device_has_no_second_copy_of_the_weights():
-    config = graphs.config()
+@pytest.mark.parametrize(("mesh_shape", "layout", "parts"), [
+    ("", "", 0), ("x:2", "batch:x", 0), ("x:2,y:2", "batch:x,embd:y", 2), ("x:4", "embd:x", 4)])
+def test_each_part_of_a_weight_is_there_once(mesh_shape, layout, parts):
+    config = graphs.config(mesh_shape=mesh_shape, layout=layout)
     with tf.Graph().as_default():
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
         weight = mtf.get_variable(mesh, "w", mtf.Shape([graphs.dim("embd", 4)])).operation
         impl = devices.mesh_impl(config)
-        variable = mtf.Lowering(graph, {mesh: impl}).variables[weight]
-        assert variable.laid_out_tensor.all_slices == [weight.get_master()]
+        variable = mtf.Lowering(graph, {mesh: impl}, autostack=False).variables[weight]
+        slices = variable.laid_out_tensor.all_slices
+        assert len(slices) == impl.size
+        assert len({id(s) for s in slices} - {id(weight.get_master())}) == parts
+        assert (slices[0] is weight.get_master()) == (parts == 0)
+
+
+def test_what_is_the_same_in_all_slices_is_computed_once():
+    batch, embd = graphs.dim("batch", 4), graphs.dim("embd", 6)
+    calls = []
+
+    def double(x):
+        calls.append(x)
+        return x * 2
+
+    with tf.Graph().as_default():
+        impl = devices.CpuMesh(mtf.convert_to_shape("x:2,y:2"),
+                               mtf.convert_to_layout_rules("batch:x"))
+        array = np.arange(24.0, dtype=np.float32).reshape(4, 6)
+        whole = impl.LaidOutTensor(impl.make_slices(tf.constant(array[0]), mtf.Shape([embd])))
+        halves = impl.LaidOutTensor(impl.make_slices(tf.constant(array),
+                                                     mtf.Shape([batch, embd])))
+        results = []
+        for x, times in ((whole, 1), (halves, 2), (impl.allreduce(halves, [0], "SUM"), 1)):
+            del calls[:]
+            results.append(impl.slicewise(double, x).all_slices)
+            assert len(calls) == times
+        with tf.Session(config=tf.ConfigProto(device_count={"CPU": 4})) as session:
+            first, second, third = session.run(results)
+    for number in range(4):
+        half = array[:2] if number < 2 else array[2:]
+        np.testing.assert_array_equal(first[number], array[0] * 2)
+        np.testing.assert_array_equal(second[number], half * 2)
+        np.testing.assert_array_equal(third[number], (array[:2] + array[2:]) * 2)
+
+
+def test_collectives_join_slices():
+    with tf.Graph().as_default():
+        impl = devices.CpuMesh(mtf.convert_to_shape("x:2,y:2"), mtf.convert_to_layout_rules(""))
+        values = np.float32([[1, 8], [5, 2], [3, 4], [7, 6]])
+        x = impl.LaidOutTensor([tf.constant(v) for v in values])
+        results = [impl.allreduce(x, [1], "MAX"), impl.allreduce(x, [0], "MIN"),
+                   impl.allreduce(x, [0, 1], "SUM"), impl.allconcat(x, 0, 0)]
+        with tf.Session(config=tf.ConfigProto(device_count={"CPU": 4})) as session:
+            top, least, total, joined = session.run([r.all_slices for r in results])
+    np.testing.assert_array_equal(top, [[5, 8], [5, 8], [7, 6], [7, 6]])
+    np.testing.assert_array_equal(least, [[1, 4], [5, 2], [1, 4], [5, 2]])
+    np.testing.assert_array_equal(total, [[16, 20]] * 4)
+    np.testing.assert_array_equal(joined, [[1, 8, 3, 4], [5, 2, 7, 6]] * 2)

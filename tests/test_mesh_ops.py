@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow
 
-from mesh import ops
+from mesh import norms, ops
 from mesh.compat import mtf, tf
 
 BATCH, SEQUENCE, EMBD, VOCAB, HEADS, FEATURES = (graphs.dim(*item) for item in [
@@ -214,7 +214,7 @@ def test_layer_norm(mesh_shape, layout, dtype):
     # A large mean: statistics in bfloat16 or by E[x²] − E[x]² would be far off.
     x = normal(BATCH, SEQUENCE, EMBD) + (100.0 if dtype is None else 2.0)
     result = check(
-        lambda x, g, b: [ops.layer_norm(x, g, b, EMBD, 1e-5)], layer_norm,
+        lambda x, g, b: [norms.layer_norm(x, g, b, EMBD, 1e-5)], layer_norm,
         [(x, [BATCH, SEQUENCE, EMBD]), (normal(EMBD), [EMBD]), (normal(EMBD), [EMBD])],
         mesh_shape, layout, dtype, tolerance=2e-4 if dtype is None else 2e-2)
     assert result["y0"].dtype == (np.float32 if dtype is None else tf.bfloat16.as_numpy_dtype)
@@ -224,7 +224,7 @@ def test_layer_norms_statistics_are_float32():
     # In bfloat16, 256 + {0, 1} is 256 and the variance would be 0.
     ones = np.ones(6, np.float32)
     x = 512.0 + 4.0 * np.arange(72).reshape(4, 3, 6) % 3
-    check(lambda x, g, b: [ops.layer_norm(x, g, b, EMBD, 1e-5)], layer_norm,
+    check(lambda x, g, b: [norms.layer_norm(x, g, b, EMBD, 1e-5)], layer_norm,
           [(x.astype(np.float32), [BATCH, SEQUENCE, EMBD]), (ones, [EMBD]), (0 * ones, [EMBD])],
           "x:2", "embd:x", tf.bfloat16, tolerance=1e-2)
 

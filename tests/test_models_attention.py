@@ -245,3 +245,41 @@ def test_windowed_attention_sees_the_last_tokens(length, window, rotary_dims, me
         y = naive(source, rotary_dims, band=band)
     np.testing.assert_allclose(result["y"], y, atol=2e-5)
     np.testing.assert_allclose(result["d_x"], tape.gradient(y, source, dy), atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [1, 3, 8])
+@pytest.mark.parametrize(("mesh_shape", "layout", "rotary_dims", "dtype"), [
+    ("", "", 0, None), ("", "", 4, None), ("", "", 4, tf.bfloat16),
+    ("x:2,y:2", "batch:x,heads:y", 4, None), ("x:2", "memory_length:x", 4, None),
+    ("x:2", "features_per_head:x", 4, None)])
+def test_incremental_sees_no_further_than_a_window(mesh_shape, layout, rotary_dims, dtype, window):
+    """Prompts shorter and longer than the window, then tokens one by one, and two at once."""
+    x, dims = packed(14, batch=4)
+    batch, held = dims[0], np.array([9, 3, 1, 6], np.int32)
+    pieces, at = [(np.zeros(4, np.int32), x[:, :9])], held
+    for n in (1, 1, 2, 1):
+        pieces.append((at, np.stack([x[row, a:a + n] for row, a in enumerate(at)])))
+        at = at + np.int32(n)
+
+    def build(mesh):
+        shape = [batch, HEADS, graphs.dim("memory_length", MEMORY), FEATURES]
+        cache = tuple(graphs.give(mesh, np.full([4, 2, MEMORY, 8], value), *shape, dtype=dtype)
+                      for value in (3.0, -50.0))
+        outputs = {}
+        for i, (at, new) in enumerate(pieces):
+            qkv = graphs.give(mesh, new, batch, graphs.dim("new_tokens", new.shape[1]), *dims[2:],
+                              dtype=dtype)
+            outputs[f"y{i}"], cache = attention.causal_incremental(
+                qkv, cache, graphs.give(mesh, at, batch), rotary_dims, window)
+        return outputs
+
+    result = graphs.run(build, mesh_shape, layout)
+    places = np.arange(14)
+    full = naive(x, rotary_dims, band=places[:, None] - places[None] < window).numpy()
+    assert np.abs(full - naive(x, rotary_dims)).max() > 0.1, "the window hides nothing"
+    for i, (at, new) in enumerate(pieces):
+        for row in range(4):
+            n = held[row] if i == 0 else new.shape[1]
+            np.testing.assert_allclose(
+                result[f"y{i}"][row, :n].astype(np.float32), full[row, at[row]:at[row] + n],
+                atol=1e-5 if dtype is None else 4e-2, err_msg=f"call {i}, row {row}")

@@ -14,7 +14,7 @@ import pytest
 from configs import schema
 
 KEYS = ["step", "train_loss", "eval_loss", "perplexity", "bits_per_byte", "bits_per_decoded_byte",
-        "tokens_per_sec", "seconds", "model_path"]
+        "loss/lm", "tokens_per_sec", "seconds", "model_path"]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ _FILE = "run.json"
 
 # What a run writes into its directory.
 _OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
-              "metrics.jsonl", "config.json", "teacher", "student", _FILE)
+              "metrics.jsonl", "config.json", "teacher", "student", "probe_*.png", _FILE)
 
 
 @dataclasses.dataclass
@@ -99,10 +99,6 @@ def explain_restore_error(model_path, error):
     if missing:
         return (f"{path}: has no {missing[1]}; go on with the opt_name and model that it was "
                 "trained with, or start again with --new or another --model_path")
-    shapes = re.search(r"shapes of both tensors to match. lhs shape= (\S+) rhs shape= (\S+)", text)
-    if shapes and error.op is not None:
-        return (f"{path}: {error.op.inputs[0].op.name} has shape {shapes[2]}, and the config makes "
-                f"it {shapes[1]}; use the config that it was trained with")
     if "RestoreV2" not in text:
         return None
     return (f"{path}: the checkpoint is damaged or incomplete; copy its files anew, or name an "

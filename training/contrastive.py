@@ -24,6 +24,11 @@ def image_sizes(config):
         width=keys.image_width, layers=keys.image_layers, heads=keys.image_heads)
 
 
+def centred(images):
+    """Pictures of uint8 as the image tower takes them: float32 from −1 to 1."""
+    return tf.cast(images, tf.float32) / 127.5 - 1.0
+
+
 class Contrastive(Objective):
     """Symmetric InfoNCE over a batch, with a learned temperature (Radford et al. 2021, 2.3)."""
 
@@ -37,11 +42,10 @@ class Contrastive(Objective):
     def features(self, mesh, features, step):
         """images, tokens, ends and mask; counts {"contrastive"}: pictures."""
         del step
-        images = tf.cast(features["images"], tf.float32) / 127.5 - 1.0
         valid = tf.cast(features["valid"], tf.float32)
         pixels = [dim.name for dim in self.image.sizes.pixels()]
         inputs = self.import_rows(mesh, {
-            "images": (images, ["batch", *pixels]),
+            "images": (centred(features["images"]), ["batch", *pixels]),
             "tokens": (features["tokens"], ["batch", "clip_sequence"]),
             "ends": (features["ends"], ["batch"]), "mask": (valid, ["batch"])})
         return inputs, {"contrastive": tf.reduce_sum(valid)}

@@ -32,7 +32,8 @@ class Distillation(Objective):
     """MSE, the cosine's distance, or both, to the teacher's standardised embeddings.
 
     Raises:
-      UserError: the window is longer than what the teacher reads, or the ids are not the teacher's.
+      UserError: the window is longer than what the teacher reads, or the validation split is
+        shorter than a row.
     """
 
     shown = ("r2_windows", "r2_beyond", "cosine_windows", "cosine_beyond")
@@ -44,6 +45,9 @@ class Distillation(Objective):
         if keys.window > self.sizes.longest_text:
             raise UserError(f"clip.window: {keys.window} is longer than what the teacher reads, "
                             f"{self.sizes.longest_text} tokens; lower it")
+        if config.eval_steps != 0 and inputs.eval_windows(config).targets < config.n_ctx:
+            raise UserError(f"n_ctx: the validation split has no row of {config.n_ctx} tokens, and "
+                            "only whole rows are compared; lower n_ctx, or set eval_steps to 0")
         self.teacher = clip.TextTower(self.sizes)
         self.student = language_models.student(config, self.sizes.out, config.recompute_grad)
         self.mean = np.zeros(self.sizes.out, np.float32)
@@ -79,20 +83,20 @@ class Distillation(Objective):
         if keys.positions:
             at = drawn(keys.positions, 2, window, n_ctx)
             last = tf.gather(rows, at[..., None] + tf.range(1 - window, 1), batch_dims=1)
-            texts = self._between_ends(flat(last))
             given |= {"rows": (rows, ["batch", "clip_sequence"]),
                       "rows_mask": (whole, ["batch"]),
                       "positions": (at, ["batch", "clip_positions"]),
-                      "texts": (texts, ["batch", "clip_sequence"]),
-                      "ends": (tf.fill([texts.shape[0]], window + 1), ["batch"])}
+                      # Not flat: a microbatch has whole rows, with all of their texts.
+                      "texts": (self._between_ends(last),
+                                ["batch", "clip_positions", "clip_sequence"])}
             counts["beyond"] = tf.reduce_sum(whole) * keys.positions
         counts |= {f"{part}_{kind}": counts[part] for part in self.parts for kind in self.kinds}
         return self.import_rows(mesh, given), counts
 
     def _between_ends(self, texts):
-        """Texts of one length with the teacher's start and end token around them."""
-        texts = tf.pad(texts, [[0, 0], [1, 0]], constant_values=self.sizes.start_id)
-        return tf.pad(texts, [[0, 0], [0, 1]], constant_values=self.sizes.end_id)
+        """Texts [batch, positions, window], the teacher's start and end token around them."""
+        texts = tf.pad(texts, [[0, 0], [0, 0], [1, 0]], constant_values=self.sizes.start_id)
+        return tf.pad(texts, [[0, 0], [0, 0], [0, 1]], constant_values=self.sizes.end_id)
 
     def terms(self, ctx, inputs):
         """`<part>_mse` and `<part>_cosine`, the distance 1 − cosine, as the config asks."""
@@ -211,17 +215,26 @@ class Distillation(Objective):
         if part == "windows":
             found = self.teacher.prefix_targets(ctx, given["windows"])
         else:
-            found = self.teacher.embed(ctx, given["texts"], given["ends"])
-            shape = mtf.Shape(given["positions"].shape.dims + [self.teacher.out])
-            # Rows of a slice stay together, so each slice reshapes its own.
-            found = local(lambda x: tf.reshape(x, [-1, shape.dims[1].size, x.shape[-1]]), [found],
-                          (shape, found.dtype), name="by_row")
+            found = self._read_one_by_one(ctx, given["texts"])
         return mtf.stop_gradient(similarity.unit(found, self.teacher.out))
+
+    def _read_one_by_one(self, ctx, texts):
+        """[batch, clip_positions, clip_sequence] -> [batch, clip_positions, clip_out]."""
+        batch, number, length = texts.shape.dims
+        every = mtf.Dimension(batch.name, batch.size * number.size)
+        # Rows of a slice stay together, so each slice reshapes its own.
+        flat = local(lambda x: tf.reshape(x, [-1, length.size]), [texts],
+                     ([every, length], tf.int32), name="one_by_one")
+        ends = mtf.constant(ctx.mesh, length.size - 1, mtf.Shape([every]), dtype=tf.int32)
+        found = self.teacher.embed(ctx, flat, ends)
+        return local(lambda x: tf.reshape(x, [-1, number.size, x.shape[-1]]), [found],
+                     ([batch, number, self.teacher.out], found.dtype), name="by_row")
 
     def _statistics(self, ctx):
         """The targets' mean and deviation, [clip_out] each, kept with the student's weights."""
         with tf.variable_scope(self.student.scope, reuse=tf.AUTO_REUSE):
-            return [mtf.cast(ctx.variable(name, [self.student.out], layers.constant(value),
-                                          trainable=False), tf.float32)
+            # In float32 whatever the precision: a rounded mean would shift what it is taken from.
+            return [ctx.variable(name, [self.student.out], layers.constant(value),
+                                 trainable=False, dtype=tf.float32)
                     for name, value in (("target_mean", self.mean),
                                         ("target_deviation", self.deviation))]

@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from configs import schema
+from configs import layouts, schema
 from configs.errors import UserError
 from mesh.compat import tf
 from training import checkpoints
@@ -54,18 +54,23 @@ class Frozen:
 def of_run(config, new=False):
     """The Frozen weights that a kind of run needs, or None if it needs none.
 
-    The run's own copy, if it has one, comes before the run that the config names, unless the run
-    is about to begin anew.
+    The own copy of a run that has a checkpoint comes before the run that the config names, unless
+    it is about to begin anew.
 
     Raises:
-      UserError: there is no such run, it is of another kind, or it has no checkpoint.
+      UserError: there is no such run, it is of another kind, it has no checkpoint, or the layout
+        cannot split its weights.
     """
     if config.model not in SOURCES:
         return None
     key, kind, scope = SOURCES[config.model]
     own = os.path.join(config.model_path, key)
-    directory = own if checkpoints.latest(own) and not new else getattr(config.clip, key)
-    return _load(directory, f"clip.{key}", kind, scope)
+    begun = not new and checkpoints.latest(config.model_path) and checkpoints.latest(own)
+    found = _load(own if begun else getattr(config.clip, key), f"clip.{key}", kind, scope)
+    out = (found.config.clip_out if kind == "clip" else
+           found.value("clip_student/target_mean").shape[0])
+    layouts.check_tower(config, f"clip.{key}", found.config, out)
+    return found
 
 
 def _load(directory, key, kind, scope):
@@ -95,23 +100,26 @@ def _hash(checkpoint, scope):
 
 
 def check_encoder(config, frozen, encoder):
-    """Refuses frozen weights whose encoder is not the data's.
+    """Refuses frozen weights whose encoder is not the data's, or which know fewer ids.
 
     Args:
       config: the run's config.
       frozen: a Frozen.
-      encoder: the data's encoder facts: a dict with spec and hash.
+      encoder: the data's encoder facts: a dict with spec, hash and n_vocab.
 
     Raises:
       UserError: names both.
     """
-    known = frozen.record.encoder.get("hash")
+    known, key = frozen.record.encoder.get("hash"), SOURCES[config.model][0]
     if known and encoder["hash"] and known != encoder["hash"]:
-        key = SOURCES[config.model][0]
         raise UserError(
             f"clip.{key}: reads ids of encoder {frozen.record.encoder['spec']} (hash {known}), but "
             f"the data were made with {encoder['spec']} (hash {encoder['hash']}); encode the data "
             f"alike, or train a {key} with their encoder")
+    if encoder["n_vocab"] > frozen.config.n_vocab:
+        raise UserError(
+            f"clip.{key}: reads {frozen.config.n_vocab} ids, but the data have "
+            f"{encoder['n_vocab']}; encode the data as for the {key}, or train another one")
 
 
 def adopt(config, frozen):
@@ -127,9 +135,10 @@ def adopt(config, frozen):
     source = os.path.dirname(frozen.checkpoint)
     try:
         tf.io.gfile.makedirs(target)
-        for path in tf.io.gfile.glob(frozen.checkpoint + ".*"):
-            tf.io.gfile.copy(path, os.path.join(target, os.path.basename(path)), overwrite=True)
-        for name in ("config.json", "run.json"):
+        # Not by a pattern: the directory's name may hold characters that patterns use.
+        parts = [name for name in tf.io.gfile.listdir(source)
+                 if name.startswith(os.path.basename(frozen.checkpoint) + ".")]
+        for name in (*parts, "config.json", "run.json"):
             tf.io.gfile.copy(os.path.join(source, name), os.path.join(target, name),
                              overwrite=True)
         # Last: without it there is no checkpoint, and the copy begins anew.

@@ -4,8 +4,10 @@ import json
 import logging
 import math
 import os
+import struct
 import time
 
+from tensorboard.plugins.image.metadata import create_summary_metadata
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tqdm import tqdm
@@ -14,7 +16,7 @@ from mesh.compat import tf
 
 
 class Writer:
-    """Writes scalars and texts for TensorBoard into a directory.
+    """Writes scalars, texts and pictures for TensorBoard into a directory.
 
     Args:
       directory: the run's directory, or one below it for another curve on the same axes.
@@ -40,6 +42,17 @@ class Writer:
     def text(self, name, markdown, step):
         """Writes a text, which TensorBoard shows as Markdown."""
         self._writer.add_summary(text_pb(name, markdown).SerializeToString(), step)
+        self._writer.flush()
+
+    def picture(self, name, png, step):
+        """Writes a picture, given as the bytes of a PNG."""
+        # Bytes 16 to 23 of a PNG are its width and height.
+        content = [b"%d" % size for size in struct.unpack(">II", png[16:24])]
+        value = tf.Summary.Value(tag=name, tensor=tf.make_tensor_proto([*content, png], tf.string))
+        # TensorBoard may bring definitions of its own of the same message.
+        value.metadata.ParseFromString(
+            create_summary_metadata(display_name=name, description="").SerializeToString())
+        self._writer.add_summary(tf.Summary(value=[value]), step)
         self._writer.flush()
 
     def close(self):

@@ -33,7 +33,8 @@ def _train_spec(config, objective, mesh, features, meter):
     now = tf.cast(global_step, tf.int32)
     inputs, counts = objective.features(mesh, features, now)
     # Known before any microbatch runs, so that microbatches of unequal size weigh what they hold.
-    counts = {name: _scalar(mesh, count) for name, count in counts.items()}
+    # A term without a valid position is 0, not 0 / 0.
+    counts = {name: _scalar(mesh, tf.maximum(count, 1.0)) for name, count in counts.items()}
     weights = {name: _scalar(mesh, w) for name, w in objective.weights(now).items()}
     key = mtf.import_tf_tensor(mesh, random.mix(tf.constant(config.seed, tf.int32), now),
                                mtf.Shape([]))

@@ -17,6 +17,7 @@ from models import layers
 from training import (
     checkpoints,
     frozen,
+    gauges,
     hooks,
     language_models,
     metrics,
@@ -49,7 +50,7 @@ def train(config, new=False, yes=False):
         inputs.eval_windows(config)
     taken = _taken(config, facts, new)
     objective = objectives.of_run(config, facts, taken)
-    task_files = _task_files(config, facts) if evaluating else None
+    measured = gauges.Gauges(config, _encoder_facts(facts), taken) if evaluating else None
     if new:
         delete_run(config.model_path, yes)
     step, record = _begin(config, facts, taken)
@@ -71,14 +72,14 @@ def train(config, new=False, yes=False):
                        inputs.train_input_fn(config, record.start_window(step)), max_steps=target)
         step = checkpoints.step_of(checkpoints.latest(config.model_path))
         if evaluating:
-            scores = _evaluate(config, objective, estimator, task_files)
-            _report(config, objective, step, meter, scores, time.monotonic() - started)
+            scores = _evaluate(config, objective, estimator, measured)
+            _report(config, objective, step, meter, scores, measured, time.monotonic() - started)
             samples.write(step)
     samples.close()
     meter.close()
     writer.close()
     if scores is None and evaluating:
-        scores = _evaluate(config, objective, estimator, task_files)
+        scores = _evaluate(config, objective, estimator, measured)
     _print_summary(step=step, train_loss=meter.loss, **(scores or _NO_SCORES),
                    tokens_per_sec=meter.tokens_per_second,
                    seconds=time.monotonic() - started, model_path=config.model_path)
@@ -88,16 +89,19 @@ def evaluate(config):
     """Evaluates the last checkpoint on the validation split; prints a JSON summary line."""
     started = time.monotonic()
     devices.check_present(config)
-    step = checkpoints.step_of(checkpoints.require_latest(config))
+    checkpoint = checkpoints.require_latest(config)
+    step = checkpoints.step_of(checkpoint)
     facts = inputs.dataset_facts(config, "validation")
     record = checkpoints.read_record(config.model_path)
     taken = _taken(config, facts)
     if record:
         _check_fits(config, record, _encoder_facts(facts), taken)
+    else:
+        _check_shapes(config, checkpoint, facts, taken)
     objective = objectives.of_run(config, facts, taken)
-    task_files = _task_files(config, facts)
+    measured = gauges.Gauges(config, _encoder_facts(facts), taken)
     clock = hooks.Bar(inputs.eval_windows(config).batches, "evaluating")
-    scores = _evaluate(config, objective, make_estimator(config, objective, meter=None), task_files,
+    scores = _evaluate(config, objective, make_estimator(config, objective, meter=None), measured,
                        clock)
     line = dict(step=step, train_loss=None, **scores,
                 tokens_per_sec=inputs.eval_windows(config).targets / clock.seconds,
@@ -127,9 +131,9 @@ def _check_fits(config, record, encoder, taken):
 
 
 def _check_shapes(config, checkpoint, facts, taken):
-    """Refuses weights without run.json of another shape; for language models, before any is made.
+    """Refuses a language model's weights of another shape, where no run.json tells.
 
-    A record of the config would be written beside weights that it does not fit.
+    TensorFlow restores them all the same, and a later operation fails on them.
     """
     if config.model not in LANGUAGE_MODELS:
         return
@@ -232,28 +236,19 @@ def _run_estimator(config, function, *args, **kwargs):
         raise UserError(line) from error
 
 
-def _task_files(config, facts):
-    """The run's training.tasks.Tasks, or None."""
-    if not config.eval_tasks:
-        return None
-    return tasks.Tasks(config, checkpoints.encoder_of(config, _encoder_facts(facts)))
-
-
-def _evaluate(config, objective, estimator, task_files, bar=None):
+def _evaluate(config, objective, estimator, measured, bar=None):
     """What the objective reports of the last checkpoint on the validation split.
 
-    It is `eval_steps` batches of it, or all. Scores on `task_files`, where there are any, come
-    under "tasks".
+    It is `eval_steps` batches of it, or all. The scores of `measured`, a gauges.Gauges, follow.
     """
     facts = inputs.dataset_facts(config, "validation")
     batches = inputs.eval_windows(config).batches
     result = _run_estimator(config, estimator.evaluate, inputs.eval_input_fn(config), steps=batches,
                             hooks=[bar or hooks.Bar(batches, "evaluating")])
-    scores = {**_NO_SCORES, **objective.report(result, facts)}
-    return {**scores, "tasks": task_files.scores()} if task_files else scores
+    return {**_NO_SCORES, **objective.report(result, facts), **measured.scores()}
 
 
-def _report(config, objective, step, meter, scores, seconds):
+def _report(config, objective, step, meter, scores, measured, seconds):
     """Writes an evaluation to metrics.jsonl, TensorBoard (as run `eval`) and the terminal."""
     metrics.append_line(config.model_path, dict(
         step=step, train_loss=meter.loss, **scores, tokens_per_sec=meter.tokens_per_second,
@@ -263,10 +258,13 @@ def _report(config, objective, step, meter, scores, seconds):
              if isinstance(value, float)}
     on_tasks = scores.get("tasks", {})
     writer.scalars({**shown, **tasks.scalars(on_tasks)}, step)
+    for name, png in measured.pictures.items():
+        writer.picture(name, png, step)
     writer.close()
     parts = [f"step {step}: validation loss {scores['eval_loss']:.4f}"]
-    parts += [f"{name.replace('_', ' ')} {scores[name]:.4f}" for name in objective.shown
-              if scores[name] is not None] + tasks.phrases(on_tasks)
+    parts += [f"{name.replace('_', ' ')} {scores[name]:.4f}"
+              for name in (*objective.shown, *measured.shown) if scores.get(name) is not None]
+    parts += tasks.phrases(on_tasks)
     logging.info("  ".join(parts))
 
 

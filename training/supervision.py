@@ -20,7 +20,7 @@ class Supervision(Language):
       UserError: the batch is too small for the positions that are to be compared.
     """
 
-    shown = (*Language.shown, "loss/clip")
+    shown = (*Language.shown, "loss/clip", "clip_cosine")
 
     def __init__(self, config, facts, frozen):
         super().__init__(config, facts, frozen)
@@ -84,30 +84,39 @@ class Supervision(Language):
     def terms(self, ctx, inputs):
         """{"lm": in nats, "clip": the supervision}."""
         states = self.model.states(ctx, inputs["tokens"])
-        return {"lm": losses.language_model(self.model, ctx, states[-1], inputs["targets"],
-                                            inputs["mask"]),
-                "clip": self._supervision(ctx, states, inputs)}
+        return self._terms(ctx, states, inputs, *self._pairs(ctx, states, inputs))
 
     def scores(self, ctx, inputs):
-        """The same."""
-        return {name: (total, name) for name, total in self.terms(ctx, inputs).items()}
+        """The same, and the cosine of what the projection says and what the student says."""
+        states = self.model.states(ctx, inputs["tokens"])
+        said, wanted = self._pairs(ctx, states, inputs)
+        totals = self._terms(ctx, states, inputs, said, wanted)
+        mask = inputs["clip_positions_mask" if self.sampled else "clip_mask"]
+        cosine = _mean([mtf.reduce_sum(losses.cosine(x, wanted, self.student.out) * mask)
+                        for x in said])
+        return {**{name: (total, name) for name, total in totals.items()},
+                "clip_cosine": (cosine, "clip")}
 
     def report(self, means, facts):
-        """Language's, and the supervision's loss, which is no part of eval_loss."""
-        return {**super().report(means, facts), "loss/clip": float(means["clip"])}
+        """Language's, the supervision's loss, which is no part of eval_loss, and clip_cosine."""
+        return {**super().report(means, facts), "loss/clip": float(means["clip"]),
+                "clip_cosine": float(means["clip_cosine"])}
 
-    def _supervision(self, ctx, states, inputs):
-        """The sum of the loss over positions, averaged over the supervised layers."""
+    def _terms(self, ctx, states, inputs, said, wanted):
+        """The sums over positions; the supervision's is averaged over the supervised layers."""
+        return {"lm": losses.language_model(self.model, ctx, states[-1], inputs["targets"],
+                                            inputs["mask"]),
+                "clip": _mean([self._loss(x, wanted, inputs) for x in said])}
+
+    def _pairs(self, ctx, states, inputs):
+        """What each layer's projection says, and what it should, [batch, positions, clip_out]."""
         wanted = self._targets(ctx, inputs)
         if self.sampled:
             wanted = self._picked(wanted, inputs)
         else:
             wanted = mtf.replace_dimensions(wanted, wanted.shape.dims[1],
                                             inputs["clip_mask"].shape.dims[1])
-        layer_numbers = self.config.clip.layer
-        total = mtf.add_n([self._loss(self._said(ctx, states, layer, inputs), wanted, inputs)
-                           for layer in layer_numbers])
-        return total / len(layer_numbers)
+        return [self._said(ctx, states, layer, inputs) for layer in self.config.clip.layer], wanted
 
     def _targets(self, ctx, inputs):
         """What the student says, `target` tokens ahead: [batch, clip_sequence, clip_out]."""
@@ -143,3 +152,7 @@ class Supervision(Language):
         each = (losses.squared_error(said, wanted, out) if keys.loss == "mse"
                 else 1.0 - losses.cosine(said, wanted, out))
         return mtf.reduce_sum(each * inputs["clip_mask"])
+
+
+def _mean(totals):
+    return mtf.add_n(totals) / len(totals)

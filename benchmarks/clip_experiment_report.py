@@ -1,0 +1,133 @@
+"""The table and the picture of benchmarks/clip_experiment.py, from the runs' metrics.jsonl.
+
+Of each run the evaluation with the least loss on the ordinary validation texts counts, for all its
+figures: the final test's items decide nothing.
+"""
+
+import json
+import math
+import os
+import statistics
+
+from benchmarks import clip_experiment
+
+# name: (heading, digits, where it is in an evaluation's line).
+FIGURES = {
+    "validation": ("validation loss, nats", 3, ("eval_loss",)),
+    "bits_per_byte": ("bits per byte", 3, ("bits_per_decoded_byte",)),
+    "heldout": ("held-out combinations, bits per byte", 3,
+                ("tasks", "texts_heldout", "bits_per_decoded_byte")),
+    "accuracy": ("cloze accuracy", 3, ("tasks", "cloze_test", "acc")),
+    "told": ("of told facts", 3, ("tasks", "cloze_test", "told", "acc")),
+    "untold": ("of untold facts", 3, ("tasks", "cloze_test", "untold", "acc")),
+    "answers": ("loss on the answers, nats", 3, ("tasks", "cloze_test", "answer_loss")),
+}
+
+
+def write(args, out):
+    """Writes results.json, results.md and results.png; returns the table as text."""
+    results = [figures(args, out, row, size, number, seed) for size in args.sizes
+               for number in args.texts for row in args.rows
+               for seed in range(1, args.seeds + 1)]
+    with open(os.path.join(out, "results.json"), "w") as file:
+        json.dump(results, file, indent=1)
+    text = "\n\n".join(table(args, results, size, number)
+                       for size in args.sizes for number in args.texts)
+    with open(os.path.join(out, "results.md"), "w") as file:
+        file.write(text + "\n")
+    draw(args, results, os.path.join(out, "results.png"))
+    return text
+
+
+def figures(args, out, row, size, number, seed):
+    """The figures of a run at its optimum."""
+    name = clip_experiment.run_name(row, size, number, seed)
+    with open(os.path.join(out, name, "metrics.jsonl")) as file:
+        lines = [json.loads(line) for line in file]
+    best = min(lines, key=lambda line: line["eval_loss"])
+    found = {"row": row, "size": size, "texts": number, "seed": seed, "step": best["step"]}
+    for figure, (_, _, path) in FIGURES.items():
+        value = best
+        for key in path:
+            value = (value or {}).get(key)
+        found[figure] = value
+    return found
+
+
+def table(args, results, size, number):
+    """A Markdown table of a size and an amount of text: mean ± standard deviation over seeds."""
+    heads = ["", "step", *(heading for heading, _, _ in FIGURES.values())]
+    lines = [heads, ["---"] * len(heads)]
+    for row in args.rows:
+        runs = of(results, row, size, number)
+        steps = statistics.mean(run["step"] for run in runs)
+        cells = [clip_experiment.ROWS[row][0], f"{steps:.0f}"]
+        lines.append(cells + [spread([run[name] for run in runs], digits)
+                              for name, (_, digits, _) in FIGURES.items()])
+    parts = [f"### {size}, {number} texts, {args.seeds} seed{'s' * (args.seeds > 1)}",
+             "\n".join("| " + " | ".join(line) + " |" for line in lines)]
+    parts += [change for first, second in (("gptc", "gpt"), ("gptc", "gptc_random"))
+              for change in [_change(args, results, size, number, first, second)] if change]
+    return "\n\n".join(parts)
+
+
+def of(results, row, size, number):
+    """The runs of a row."""
+    return [run for run in results
+            if (run["row"], run["size"], run["texts"]) == (row, size, number)]
+
+
+def spread(values, digits):
+    """Mean ± standard deviation."""
+    if None in values:
+        return "–"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def _change(args, results, size, number, first, second):
+    """What a row gains over another, seed by seed."""
+    if not {first, second} <= set(args.rows):
+        return ""
+    pairs = list(zip(of(results, first, size, number), of(results, second, size, number),
+                     strict=True))
+    parts = []
+    for figure in ("validation", "answers"):
+        changes = [a[figure] - b[figure] for a, b in pairs]
+        mean = statistics.mean(changes)
+        error = (f" ± {statistics.stdev(changes) / math.sqrt(len(changes)):.3f} (standard error)"
+                 if len(changes) > 1 else "")
+        parts.append(f"{FIGURES[figure][0]} {mean:+.3f}{error}, by seed "
+                     + " ".join(f"{change:+.2f}" for change in changes))
+    names = [clip_experiment.ROWS[row][0] for row in (first, second)]
+    return f"{names[0]} against {names[1]}: " + "; ".join(parts) + "."
+
+
+def draw(args, results, path):
+    """Bars of validation loss, accuracy and the loss on answers, with each seed as a dot."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = [(size, number) for size in args.sizes for number in args.texts]
+    shown = ("validation", "answers", "accuracy")
+    figure, axes = pyplot.subplots(len(groups), len(shown), squeeze=False,
+                                   figsize=(4.5 * len(shown), 0.45 * len(args.rows) * len(groups)
+                                            + 1.5))
+    for line, (size, number) in zip(axes, groups, strict=True):
+        for axis, name in zip(line, shown, strict=True):
+            for place, row in enumerate(args.rows):
+                values = [run[name] for run in of(results, row, size, number)]
+                axis.barh(place, statistics.mean(values), color="0.8")
+                axis.plot(values, [place] * len(values), "o", color="C0", markersize=4)
+            axis.set_yticks(range(len(args.rows)),
+                            [clip_experiment.ROWS[row][0] for row in args.rows]
+                            if name == shown[0] else [""] * len(args.rows))
+            axis.invert_yaxis()
+            every = [run[name] for row in args.rows for run in of(results, row, size, number)]
+            margin = 0.15 * (max(every) - min(every)) or 0.1
+            axis.set_xlim(min(every) - margin, max(every) + margin)
+            axis.set_title(f"{FIGURES[name][0]} ({size}, {number} texts)", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,83 @@
+"""What an evaluation measures beside the objective's scores: items, zero-shot, probe words."""
+
+from configs.errors import UserError
+from training import checkpoints, embedder, probe, tasks, zero_shot
+
+
+class Gauges:
+    """Everything of the kind that a config asks for, read and checked at once.
+
+    Graphs and sessions are made when scores are first asked for, and last.
+
+    Args:
+      config: the run's config.
+      encoder_facts: what is known of the data's encoder, a dict with spec and hash.
+      taken: the training.frozen.Frozen weights of a student's teacher, or None.
+
+    Raises:
+      UserError: a file of `eval_tasks` or `clip.zero_shot` cannot be used, or a probe word not be
+        encoded.
+    """
+
+    def __init__(self, config, encoder_facts, taken):
+        self._config, self._taken, self._embedder, self._probe = config, taken, None, None
+        keys = config.clip
+        if not (config.eval_tasks or keys.zero_shot or keys.probe_words):
+            self._encoder = self._tasks = self._zero_shot = None
+            return
+        self._encoder = checkpoints.encoder_of(config, encoder_facts)
+        self._tasks = tasks.Tasks(config, self._encoder) if config.eval_tasks else None
+        self._zero_shot = (zero_shot.ZeroShot(keys.zero_shot, keys.image_size)
+                           if keys.zero_shot else None)
+        self._longest = max((len(self._encoded(text)) for text in self._texts()), default=0)
+
+    def scores(self):
+        """Scores of the newest checkpoint: {"tasks": {…}, "zero_shot/<task>": …, …}."""
+        found = {"tasks": self._tasks.scores()} if self._tasks else {}
+        if self._texts():
+            self._load()
+            if self._zero_shot:
+                found |= self._zero_shot.scores(self._embedder)
+            if self._probe:
+                found |= self._probe.scores(self._embedder)
+        return found
+
+    @property
+    def shown(self):
+        """The scores that a line on the terminal names."""
+        return ((self._zero_shot.names if self._zero_shot else [])
+                + (["probe/correlation"] if self._probe else []))
+
+    @property
+    def pictures(self):
+        """By name, PNGs of what `scores` has just looked at."""
+        return {"probe": self._probe.drawn} if self._probe else {}
+
+    def _texts(self):
+        """(key, text) of every text that will be embedded."""
+        zero_shot_texts = self._zero_shot.prompts if self._zero_shot else []
+        return ([("clip.zero_shot", text) for text in zero_shot_texts]
+                + [("clip.probe_words", text) for text in self._config.clip.probe_words])
+
+    def _encoded(self, keyed):
+        """The ids of one of `_texts`."""
+        key, text = keyed
+        config = self._config
+        try:
+            ids = self._encoder.encode(text)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+        limit = config.n_ctx - 2 if config.model == "clip" else config.clip.window
+        if not 0 < len(ids) <= limit:
+            raise UserError(f"{key}: {text!r} has {len(ids)} tokens, and the model reads 1 to "
+                            f"{limit}")
+        return ids
+
+    def _load(self):
+        """Makes an Embedder, or has it take the newest weights."""
+        if self._embedder:
+            self._embedder.reload()
+            return
+        self._embedder = embedder.Embedder(self._config, self._encoder, self._longest)
+        if self._config.clip.probe_words:
+            self._probe = probe.Probe(self._config, self._taken, self._encoder)
