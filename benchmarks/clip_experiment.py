@@ -59,7 +59,7 @@ def parse_args(argv=None):
     p.add_argument("--rows", nargs="+", default=DEMO_ROWS, choices=sorted(ROWS), metavar="ROW",
                    help=f"rows of the table: {', '.join(ROWS)}")
     p.add_argument("--pictures", type=int, default=20000, help="for CLIP (%(default)s)")
-    p.add_argument("--facts", type=float, default=0.03,
+    p.add_argument("--facts", type=float, default=0.3,
                    help="share of texts that state how something looks (%(default)s)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                    help="for all language models, as main.py takes it")

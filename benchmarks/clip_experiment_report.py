@@ -21,6 +21,7 @@ FIGURES = {
     "told": ("of told facts", 3, ("tasks", "cloze_test", "told", "acc")),
     "untold": ("of untold facts", 3, ("tasks", "cloze_test", "untold", "acc")),
     "answers": ("loss on the answers, nats", 3, ("tasks", "cloze_test", "answer_loss")),
+    "choices": ("among the choices", 3, ("tasks", "cloze_test", "choice_loss")),
 }
 
 
@@ -92,7 +93,7 @@ def _change(args, results, size, number, first, second):
     pairs = list(zip(of(results, first, size, number), of(results, second, size, number),
                      strict=True))
     parts = []
-    for figure in ("validation", "answers"):
+    for figure in ("validation", "answers", "choices"):
         changes = [a[figure] - b[figure] for a, b in pairs]
         mean = statistics.mean(changes)
         error = (f" ± {statistics.stdev(changes) / math.sqrt(len(changes)):.3f} (standard error)"

@@ -8,7 +8,8 @@ several, the first complete; scene, JSON), texts_{train,val,heldout}.jsonl ("tex
 cloze_{dev,test}.jsonl, zero_shot.jsonl with zero_shot_val.tfrecords (image, colour, shape),
 contact_sheet.png and, when all is whole, manifest.json. Some combinations
 of colour and shape occur in all pictures, but in no text save those of texts_heldout.jsonl.
-Pictures come in groups of four, of which --hard_groups are hard: they differ in one attribute.
+Pictures come in groups of four; of those for training, --hard_groups are hard: they differ in one
+attribute.
 """
 
 import json

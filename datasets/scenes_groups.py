@@ -29,13 +29,14 @@ def scene_of(seed, split, number, share):
 
     Pictures GROUP·i … GROUP·i + GROUP - 1 belong together. Whether they are a hard group follows
     from the seed, the split and i alone; those which are none are independent scenes, the same
-    whatever the share.
+    whatever the share. Only training pictures come in hard groups: retrieval among validation
+    pictures then means what it means elsewhere.
 
     Args:
         seed: the world's.
         split: "train", "val" or "heldout".
         number: of the picture.
-        share: of the groups that are hard.
+        share: of the training groups that are hard.
 
     Returns:
         (Scene, the random.Random that the picture's captions are drawn from).
@@ -50,7 +51,7 @@ def scene_of(seed, split, number, share):
 def _group_of(seed, split, number, share):
     """The scenes of a hard group, or None if its pictures are independent."""
     rng = stream(seed, split, "group", number)
-    return hard_group(rng, split) if rng.random() < share else None
+    return hard_group(rng, split) if split == "train" and rng.random() < share else None
 
 
 def hard_group(rng, split):

@@ -111,7 +111,8 @@ def save(config, weights, step, encoder):
         for name, value in weights.items():
             tf.get_variable(name, initializer=value)
         session.run(tf.global_variables_initializer())
-        tf.train.Saver().save(session, f"{path}/model.ckpt", global_step=step)
+        tf.train.Saver(save_relative_paths=True).save(session, f"{path}/model.ckpt",
+                                                       global_step=step)
     checkpoints.write_text(f"{path}/config.json", config.to_json())
     checkpoints.write_record(path, checkpoints.RunRecord(config.architecture(), encoder, legs=[]))
 

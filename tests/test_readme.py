@@ -190,13 +190,22 @@ def test_the_way_from_own_text_to_samples(checkout):
 @pytest.mark.slow
 def test_the_demo_makes_all_from_nothing_and_a_second_one_goes_on(checkout):
     demo = f"make demo QUICK=1 INSTALLED={sys.executable}"
-    first, second = checkout(demo), checkout(demo)
-    for output in (first, second):
-        line = re.search(r"Step 200: validation loss ([\d.]+) nats per token, ([\d.]+) bits",
-                         output)
+    first = checkout(demo)
+    results = checkout.directory / "runs" / "demo_quick"
+    picture = (results / "results.png").read_bytes()
+    runs = json.loads((results / "results.json").read_text())
+    assert picture.startswith(b"\x89PNG") and len(runs) == 5
+    for run in runs:
         # The bytes' entropy, without their order, is above 4 bits.
-        assert 0 < float(line[1]) < 6 and 0 < float(line[2]) < 3
-        samples = re.split(r"(?m)^-{5,}\n", output[line.end():].partition("\n\n")[2])
-        assert len(samples) == 3 and all(s.startswith('The "for" statement') for s in samples[:2])
-    assert "create_tfrecords.py" in first and "create_tfrecords.py" not in second
+        assert 0 < run["bits_per_byte"] < 4 and 0 < run["heldout"] < 4, run
+        assert 0.2 < run["accuracy"] < 0.8 and run["answers"] > 0, run
+    assert len({run["validation"] for run in runs}) == 5, "rows are the same model"
+    second = checkout(demo)
+    for output in (first, second):
+        table = re.findall(r"(?m)^\| GPT.*$", output)
+        assert len(table) == 5 and all(len(row.split("|")) == 12 for row in table)
+        samples = re.split(r"(?m)^-{5,}$", output)
+        assert len(samples) == 5
+        assert sum("there is a rose hoop and a" in sample for sample in samples) == 4
+    assert re.findall(r"(?m)^\| .*$", first) == re.findall(r"(?m)^\| .*$", second)
     assert not (checkout.directory / ".venv").exists()

@@ -12,7 +12,9 @@ import tensorflow.compat.v1 as tf
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(__file__)), "datasets"))
 import scenes  # noqa: E402
+import scenes_sample  # noqa: E402
 import scenes_world  # noqa: E402
+import scenes_zero_shot  # noqa: E402
 from scene_checks import check  # noqa: E402
 from scenes_render import render  # noqa: E402
 from scenes_sample import Scene, Thing  # noqa: E402
@@ -24,7 +26,7 @@ SCRIPT = scenes.__file__
 
 def run(out, *flags):
     return scenes.main(["--out", str(out), "--pictures", "60", "--texts", "40", "--cloze", "32",
-                        *flags])
+                        "--zero_shot", "40", *flags])
 
 
 def files(directory):
@@ -46,7 +48,7 @@ def world(tmp_path_factory):
 
 def test_files_hold_what_the_manifest_says(world):
     manifest = json.loads((world / "manifest.json").read_text())
-    names = {"manifest.json", "contact_sheet.png"}
+    names = {"manifest.json", "contact_sheet.png", "zero_shot.jsonl", "zero_shot_val.tfrecords"}
     for split, number in (("train", 60), ("val", 3), ("heldout", 3)):
         shards = manifest["pictures"][split]
         assert sum(shard["records"] for shard in shards) == number
@@ -65,6 +67,30 @@ def test_files_hold_what_the_manifest_says(world):
     assert [tuple(pair) for pair in manifest["held_out"]] == scenes_world.held_out()
     assert len(manifest["pictures"]["train"]) == 3
     assert (manifest["hard_groups"], manifest["group"]) == (0.5, 4)
+
+
+def test_zero_shot_pictures_show_one_thing_that_was_not_trained_on(world):
+    tasks = [json.loads(line) for line in (world / "zero_shot.jsonl").open()]
+    assert [task["name"] for task in tasks] == ["colour", "shape"]
+    for task in tasks:
+        classes = [word for word, entry in getattr(scenes_world, task["name"].upper() + "S").items()
+                   if not entry.split]
+        assert list(task["prompts"]) == classes and task["label"] == task["name"]
+        for word, texts in task["prompts"].items():
+            assert all(f" {word}" in text for text in texts) and len(set(texts)) == len(texts) > 9
+    found = list(records(world / tasks[0]["pictures"]))
+    made = list(scenes_zero_shot.scenes(1, 40))
+    assert len(found) == 40
+    for record, scene in zip(found, made, strict=True):
+        thing, = scene.things
+        assert scenes_sample.split_of(scene) == "val"
+        assert record["colour"] == [thing.colour.encode()]
+        assert record["shape"] == [thing.shape.encode()]
+        assert all(record[task["label"]][0].decode() in task["prompts"] for task in tasks)
+        np.testing.assert_array_equal(
+            np.array(PIL.open(io.BytesIO(record["image"][0]))), render([scene])[0])
+    assert len({record["colour"][0] for record in found}) > 6
+    assert len({record["shape"][0] for record in found}) > 6
 
 
 def test_records_hold_png_captions_and_scene(world):
@@ -91,7 +117,8 @@ def test_same_bytes_in_another_process(world, tmp_path):
     for hash_seed in ("1", "77"):
         out = tmp_path / hash_seed
         subprocess.run([sys.executable, SCRIPT, "--out", str(out), "--pictures", "60", "--texts",
-                        "40", "--cloze", "32", "--files_per", "25"], check=True,
+                        "40", "--cloze", "32", "--zero_shot", "40", "--files_per", "25"],
+                       check=True,
                        env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True)
         assert files(out) == files(world)
 

@@ -9,7 +9,7 @@ import shard_files
 import inputs
 from configs import schema
 from configs.errors import UserError
-from training import distillation, frozen
+from training import distillation, frozen, run
 
 torch = pytest.importorskip("torch", reason="compares with transformers")
 clip_models = pytest.importorskip("clip_models", reason="compares with transformers")
@@ -240,6 +240,16 @@ def test_one_part_alone(place, keys, part, gone):
     assert list(terms) == [f"{part}_mse"]
     report = made.report(clip_runs.run_objective(made, rows()).means(), None)
     assert f"r2_{part}" in report and f"r2_{gone}" not in report
+
+
+def test_a_run_of_windows_alone(place, monkeypatch):
+    """What is not distilled is neither reported nor missed."""
+    monkeypatch.setattr(distillation, "_MEASURED", 100)
+    made = objective(place, name="alone", clip={"positions": 0}, eval_steps=None, train_steps=1)
+    run.train(made.config)
+    line, = jobs.metrics(made.config.model_path)
+    assert line["eval_loss"] == pytest.approx(line["mse_windows"])
+    assert len(line["cosine_by_position"]) == WINDOW and "r2_beyond" not in line
 
 
 def test_a_window_longer_than_the_teacher_reads(place):

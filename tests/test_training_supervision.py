@@ -155,28 +155,39 @@ def projected(states, layer, weights):
     return x @ weights[head + "projection/kernel"] + weights[head + "projection/bias"]
 
 
-@pytest.mark.parametrize("kind", ["mse", "cosine", "contrastive", "relational"])
-@pytest.mark.parametrize(("layer", "ahead"), [("last", 0), (1, 0), (["last", 1, 2], 3)])
-def test_supervision_equals_numpy(place, kind, layer, ahead):
-    made = objective(place, clip={"loss": kind, "layer": layer, "target": ahead, "samples": 20,
-                                  "temperature": 0.2})
-    tokens = rows()
+@pytest.fixture(scope="module")
+def known(place):
+    """(weights of a GPT with heads at all places, its states, what the student says) of rows()."""
+    made, tokens = objective(place, clip={"layer": ["last", 1, 2]}), rows()
     names = {name: value.shape for name, value in
              clip_runs.run_objective(made, tokens).weights.items()
              if not name.startswith("clip_student/")}
     weights = clip_runs.shaken(names, 1)
+    said = clip_runs.said(made.frozen.config, tokens[:, :N_CTX], {
+        name: value for name, value in place[3].items() if "target_" not in name})["y"]
+    return weights, states_of(made.config, tokens, weights), said
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine", "contrastive", "relational"])
+@pytest.mark.parametrize(("layer", "ahead"), [("last", 0), (1, 0), (["last", 1, 2], 3)])
+def test_supervision_equals_numpy(place, known, kind, layer, ahead):
+    made = objective(place, clip={"loss": kind, "layer": layer, "target": ahead, "samples": 20,
+                                  "temperature": 0.2})
+    tokens, (weights, states, said_by_student) = rows(), known
+    layer = layer if isinstance(layer, list) else [layer]
+    heads = tuple(f"clip_head/{name}/" for name in layer)
+    weights = {name: value for name, value in weights.items()
+               if not name.startswith("clip_head/") or name.startswith(heads)}
+    if layer == ["last"]:
+        assert "clip_head/last/norm/gain" not in weights
     found = clip_runs.run_objective(made, tokens, VALID, step=5, weights=weights, train=True)
 
-    said_by_student = clip_runs.said(frozen.of_run(made.config).config, tokens[:, :N_CTX],
-                                     {name: value for name, value in place[3].items()
-                                      if "target_" not in name})["y"]
-    wanted = np.zeros_like(said_by_student)
+    wanted = np.ones_like(said_by_student)
     wanted[:, :N_CTX - ahead] = said_by_student[:, ahead:]
-    states = states_of(made.config, tokens, weights)
     good = pairs_in_one_document(tokens, VALID, ahead)
     assert 0 < good.sum() < VALID.sum() or not ahead
     total = 0
-    for name in layer if isinstance(layer, list) else [layer]:
+    for name in layer:
         said = projected(states, name, found.weights)
         if kind in ("mse", "cosine"):
             np.testing.assert_array_equal(found.given["clip_mask"], good)
@@ -191,13 +202,13 @@ def test_supervision_equals_numpy(place, kind, layer, ahead):
         picked = [np.take_along_axis(x, at[..., None], 1) for x in (said, wanted)]
         total += of_samples(kind, *picked, mask)
         good_count = mask.sum()
-    total /= len(layer) if isinstance(layer, list) else 1
+    total /= len(layer)
     assert found.values["clip"] == pytest.approx(total, rel=1e-4)
     assert found.counts["clip"] == (good.sum() if kind in ("mse", "cosine") else good_count)
     assert found.counts["lm"] == VALID.sum()
     assert not any(name.startswith("clip_student") for name in found.gradients)
     heads = {name.split("/")[1] for name in found.gradients if name.startswith("clip_head")}
-    assert heads == {str(name) for name in (layer if isinstance(layer, list) else [layer])}
+    assert heads == {str(name) for name in layer}
 
 
 def test_language_models_loss_is_the_plain_gpts(place):
@@ -303,3 +314,30 @@ def test_float32_losses_in_bfloat16(place):
         for precision in ("float32", "bfloat16"))
     assert rounded.dtype == np.float32 and rounded == pytest.approx(exact, rel=3e-2)
     assert float(rounded) != float(tensorflow.cast(rounded, tf.bfloat16))
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine", "contrastive"])
+@pytest.mark.parametrize("layer", ["last", ["last", 1]])
+def test_the_reported_cosine_equals_numpy(place, known, kind, layer):
+    made = objective(place, clip={"loss": kind, "layer": layer, "samples": 20})
+    tokens, (weights, states, wanted) = rows(), known
+    there = clip_runs.run_objective(made, tokens).weights
+    found = clip_runs.run_objective(made, tokens, VALID, weights={
+        name: value for name, value in weights.items() if name in there})
+    mask = pairs_in_one_document(tokens, VALID, 0)
+    cosines = []
+    for name in layer if isinstance(layer, list) else [layer]:
+        said = projected(states, name, found.weights)
+        lengths = np.linalg.norm(said, axis=-1) * np.linalg.norm(wanted, axis=-1)
+        cosine = (said * wanted).sum(-1) / lengths
+        if kind == "contrastive":
+            at = found.given["clip_positions"]
+            cosine, there = (np.take_along_axis(x, at, 1) for x in (cosine, mask))
+            assert there.sum() < mask.sum()
+        else:
+            there = mask
+        cosines.append((cosine * there).sum() / there.sum())
+    report = made.report(found.means(), inputs.dataset_facts(made.config, "validation"))
+    assert report["clip_cosine"] == pytest.approx(np.mean(cosines), abs=1e-5)
+    if kind == "cosine":
+        assert report["loss/clip"] == pytest.approx(1 - report["clip_cosine"], abs=1e-5)

@@ -48,7 +48,7 @@ class Frozen:
 
     def value(self, name):
         """A weight as a numpy array."""
-        return tf.train.load_checkpoint(self.checkpoint).get_tensor(name)
+        return tf.train.NewCheckpointReader(self.checkpoint).get_tensor(name)
 
 
 def of_run(config, new=False):
@@ -90,7 +90,7 @@ def _load(directory, key, kind, scope):
 
 
 def _hash(checkpoint, scope):
-    reader = tf.train.load_checkpoint(checkpoint)
+    reader = tf.train.NewCheckpointReader(checkpoint)
     digest = hashlib.sha256()
     for name, shape in sorted(reader.get_variable_to_shape_map().items()):
         if name.startswith(scope + "/") and "/adam_" not in name and "/ada_" not in name:
@@ -135,10 +135,9 @@ def adopt(config, frozen):
     source = os.path.dirname(frozen.checkpoint)
     try:
         tf.io.gfile.makedirs(target)
-        # Not by a pattern: the directory's name may hold characters that patterns use.
-        parts = [name for name in tf.io.gfile.listdir(source)
-                 if name.startswith(os.path.basename(frozen.checkpoint) + ".")]
-        for name in (*parts, "config.json", "run.json"):
+        for path in tf.io.gfile.glob(frozen.checkpoint + ".*"):
+            tf.io.gfile.copy(path, os.path.join(target, os.path.basename(path)), overwrite=True)
+        for name in ("config.json", "run.json"):
             tf.io.gfile.copy(os.path.join(source, name), os.path.join(target, name),
                              overwrite=True)
         # Last: without it there is no checkpoint, and the copy begins anew.

@@ -95,7 +95,9 @@ def _sizes(item, encoder):
 def _choices(item, sizes, sums, likeliest, counts):
     right = item.answer
     return {"acc": np.argmax(sums) == right, "acc_norm": np.argmax(sums / sizes) == right,
-            "answer_loss": -sums[right], "tokens": counts[right], "chance": 1 / len(item.texts)}
+            "answer_loss": -sums[right],
+            "choice_loss": np.logaddexp.reduce(sums) - sums[right],
+            "tokens": counts[right], "chance": 1 / len(item.texts)}
 
 
 def _completion(item, sizes, sums, likeliest, counts):

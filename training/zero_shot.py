@@ -102,7 +102,8 @@ class _Task:
 
     def __init__(self, values, directory):
         self.name, self.prompts = values["name"], values["prompts"]
-        self.pattern = os.path.join(directory, values["pictures"])
+        pattern = values["pictures"]
+        self.pattern = pattern if "://" in pattern else os.path.join(directory, pattern)
         self._label = values.get("label", "label")
         self._numbers = {name: number for number, name in enumerate(self.prompts)}
 
@@ -116,7 +117,9 @@ class _Task:
         Raises:
           UserError: there are none, or a record is none or has a label that is no class.
         """
-        paths = sorted(tf.io.gfile.glob(self.pattern))
+        # A path first: its directory's name may hold characters that patterns use.
+        paths = ([self.pattern] if tf.io.gfile.exists(self.pattern)
+                 else sorted(tf.io.gfile.glob(self.pattern)))
         number = 0
         try:
             for path in paths:
