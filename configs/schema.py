@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import PrivateAttr, ValidationError, model_validator
 
-from configs import checks, clip_keys, keys, layouts, legacy, messages, reading
+from configs import checks, clip_keys, dataset_files, keys, layouts, legacy, messages, reading
 from configs.dataset import DatasetConfig, tower_vocabulary
 from configs.errors import UserError
 
@@ -140,12 +140,7 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
             UserError: there are none, or one is missing or wrong, needs more ids than n_vocab has,
                 or was made by another encoder than the first.
         """
-        if not self.datasets:
-            raise UserError("datasets: none given; list an id of configs/datasets/")
-        found = {entry.id: _load_dataset(entry.id) for entry in self.datasets}
-        for name, dataset in found.items():
-            _check_dataset(self.n_vocab, name, dataset, *next(iter(found.items())))
-        return found
+        return dataset_files.load([entry.id for entry in self.datasets], self.n_vocab)
 
     def architecture(self) -> dict[str, Any]:
         """What decides the shapes and the meaning of the weights, for checkpoints' fingerprints."""
@@ -281,43 +276,12 @@ def _resolved_sources(config: RunConfig, values: dict) -> dict[str, str]:
             if values.get(key) is None}
 
 
-def dataset_path(name: str) -> str:
-    """The JSON meant by a dataset's id, which may itself be a path that ends in .json."""
-    if name.endswith(".json"):
-        return name
-    return os.path.join(reading.CONFIG_DIR, "datasets", f"{name}.json")
-
-
-def _load_dataset(name: str) -> DatasetConfig:
-    path = dataset_path(name)
-    if "://" not in path and not os.path.isfile(path):
-        folder = os.path.dirname(path) or "."
-        there = [os.path.splitext(file)[0] for file in sorted(os.listdir(folder))
-                 if file.endswith(".json")] if os.path.isdir(folder) else []
-        hint = messages.did_you_mean(name, there)
-        raise UserError(f"datasets: {name} has no {path}{hint}; datasets/create_tfrecords.py "
-                        "--write_dataset_config makes one")
-    return DatasetConfig.from_json(reading.read_text(path), path)
-
-
-def _check_dataset(n_vocab: int, name: str, dataset: DatasetConfig, first_name: str,
-                   first: DatasetConfig) -> None:
-    if n_vocab and dataset.n_vocab > n_vocab:
-        raise UserError(f"n_vocab: {n_vocab} is less than the {dataset.n_vocab} ids of dataset "
-                        f"{name}")
-    hashes = (dataset.encoder_hash, first.encoder_hash)
-    differ = hashes[0] != hashes[1] if all(hashes) else dataset.encoder != first.encoder
-    if differ:
-        raise UserError(f"datasets: {first_name} and {name} were made by different encoders "
-                        f"({first.encoder}, {dataset.encoder}); encode them alike")
-
-
 def _check_present_datasets(config: RunConfig, notes: list[str]) -> None:
     """Checks the datasets if they are there; a model can be described or sampled without them."""
     missing = [entry.id for entry in config.datasets
-               if "://" not in entry.id and not os.path.isfile(dataset_path(entry.id))]
+               if "://" not in entry.id and not os.path.isfile(dataset_files.path(entry.id))]
     if missing:
-        notes.append(f"datasets: no {', '.join(map(dataset_path, missing))}; training and "
+        notes.append(f"datasets: no {', '.join(map(dataset_files.path, missing))}; training and "
                      "evaluation need it")
     elif config.datasets:
         _ = config.dataset_configs  # loads and checks them

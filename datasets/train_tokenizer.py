@@ -3,8 +3,8 @@
     python datasets/train_tokenizer.py corpus/ --vocab_size 8192 --out bbpe.json
 
 Four kinds: bbpe, byte-level BPE (lossless, any text); bpe, BPE over the corpus's characters, where
-others become <unk>; clip, BPE over bytes of lower-cased words, as CLIP's (any text, but capitals and
-white space are lost); char, one id per character of the corpus.
+others become <unk>; clip, BPE over bytes of lower-cased words, as CLIP's (any text, but capitals
+and white space are lost); char, one id per character of the corpus.
 """
 
 import os

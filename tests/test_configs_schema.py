@@ -11,7 +11,7 @@ import typing
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from configs import keys, layouts, legacy, messages, reading, schema
+from configs import dataset_files, keys, layouts, legacy, messages, reading, schema
 from configs.errors import UserError
 
 BASE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_ctx": 16, "n_vocab": 100, "lr": 1e-3,
@@ -497,15 +497,15 @@ def test_every_shipped_config_loads(root):
 def test_every_shipped_dataset_loads_and_keeps_validation_out_of_training(root):
     folder = os.path.join(root, "configs", "datasets")
     for file in os.listdir(folder):
-        dataset = schema._load_dataset(os.path.join(folder, file))
-        stem = os.path.splitext(file)[0]
-        for path in dataset.paths:
-            base = os.path.basename(path)
-            assert fnmatch.fnmatch(f"{stem}_0_164596.tfrecords", base)
-            assert not fnmatch.fnmatch(f"{stem}_val_0_164596.tfrecords", base)
-        # The Pile has files for validation, which become a set of their own.
-        assert any(fnmatch.fnmatch(f"{stem}_{split}_0_7.tfrecords", os.path.basename(path))
-                   for path in dataset.eval_paths for split in ("val", "valid"))
+        dataset, = dataset_files.load([os.path.join(folder, file)], 0).values()
+        shards = {split: [pattern.replace("[0-9]*", "0_164596") for pattern in patterns]
+                  for split, patterns in (("train", dataset.paths), ("val", dataset.eval_paths))}
+        for split, patterns in (("train", dataset.paths), ("val", dataset.eval_paths)):
+            other = "val" if split == "train" else "train"
+            for pattern in patterns:
+                assert "[0-9]*" in pattern
+                assert any(fnmatch.fnmatch(shard, pattern) for shard in shards[split])
+                assert not any(fnmatch.fnmatch(shard, pattern) for shard in shards[other])
 
 
 def test_shakespeare_is_nanogpts_recipe():

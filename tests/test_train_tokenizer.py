@@ -141,7 +141,8 @@ def test_clip_keeps_all_of_a_text_but_capitals_and_white_space(script, tmp_path,
     assert run(script, corpus, out, "--tokenizer", "clip", "--vocab_size", "600") == 0
     encoder = encoders.load(str(out))
     assert not encoder.lossless
-    text = "The \"Black\" diamond isn't 42 cafe\u0301s, \u65e5\u672c \U0001f642\x00 \u20ac9.50!\tEND"
+    text = ("The \"Black\" diamond isn't 42 cafe\u0301s, \u65e5\u672c \U0001f642\x00 "
+            "\u20ac9.50!\tEND")
     words = regex.findall(r"(?i)'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
                           unicodedata.normalize("NFC", text).lower())
     assert encoder.decode(encoder.encode(text)) == " ".join(words) + " "

@@ -77,9 +77,9 @@ class Runner:
         self.lowered = {}
         self._name = None
         monkeypatch.setattr(distillation, "_MEASURED", 1000)
-        self.sources = {
-            "student": {"teacher": clip_runs.teacher(directory, 259, heads=4)},
-            "gpt_c": {"student": clip_runs.student(directory / "student", n_layer=1, n_head=4)[0]}}
+        student, _ = clip_runs.student(directory / "student", n_layer=1, n_head=4)
+        self.sources = {"student": {"teacher": clip_runs.teacher(directory, 259, heads=4)},
+                        "gpt_c": {"student": student}}
         lower = model_fn.lower
 
         def lower_and_look(config, mesh):

@@ -10,7 +10,7 @@ import jobs
 import picture_shards
 import pytest
 
-from configs import schema
+from configs import dataset_files, schema
 from configs.dataset import DatasetConfig
 from training import distillation, model_fn, run
 
@@ -39,7 +39,7 @@ def test_says_what_it_is(name):
 def test_its_datasets_are_shipped(name):
     config = schema.load(f"{jobs.ROOT}/configs/{name}")
     for entry in config.datasets:
-        assert schema.dataset_path(entry.id) in DATASETS
+        assert dataset_files.path(entry.id) in DATASETS
     assert max(d.n_vocab for d in config.dataset_configs.values()) <= config.n_vocab
 
 
