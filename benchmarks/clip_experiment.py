@@ -61,6 +61,8 @@ def parse_args(argv=None):
     p.add_argument("--pictures", type=int, default=20000, help="for CLIP (%(default)s)")
     p.add_argument("--facts", type=float, default=0.3,
                    help="share of texts that state how something looks (%(default)s)")
+    p.add_argument("--items", choices=("dev", "test"), default="test",
+                   help="cloze items: dev to choose settings by, test for figures (%(default)s)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                    help="for all language models, as main.py takes it")
     p.add_argument("--set_clip", action="append", default=[], metavar="KEY=VALUE",
@@ -220,10 +222,8 @@ class Experiment:
             students["random"] = self.run_path(
                 f"student_random{(seed - 1) % self.args.teachers}")
         changes = [f'datasets=["{self.dataset(tokens, number)}"]', f"seed={seed}"]
-        tasks = [self.path("world", name) for name in
-                 ("cloze_dev.jsonl", "cloze_test.jsonl", "texts_heldout.jsonl")]
-        if self.args.quick:
-            tasks.pop(0)
+        tasks = [self.path("world", f"{name}.jsonl")
+                 for name in (f"cloze_{self.args.items}", "texts_heldout")]
         changes.append(f"eval_tasks={json.dumps(tasks)}")
         for key, value in {**ROWS[row][1], **SIZES[size]}.items():
             text = value if isinstance(value, str) else json.dumps(value)

@@ -17,11 +17,11 @@ FIGURES = {
     "bits_per_byte": ("bits per byte", 3, ("bits_per_decoded_byte",)),
     "heldout": ("held-out combinations, bits per byte", 3,
                 ("tasks", "texts_heldout", "bits_per_decoded_byte")),
-    "accuracy": ("cloze accuracy", 3, ("tasks", "cloze_test", "acc")),
-    "told": ("of told facts", 3, ("tasks", "cloze_test", "told", "acc")),
-    "untold": ("of untold facts", 3, ("tasks", "cloze_test", "untold", "acc")),
-    "answers": ("loss on the answers, nats", 3, ("tasks", "cloze_test", "answer_loss")),
-    "choices": ("among the choices", 3, ("tasks", "cloze_test", "choice_loss")),
+    "accuracy": ("cloze accuracy", 3, ("tasks", "cloze", "acc")),
+    "told": ("of told facts", 3, ("tasks", "cloze", "told", "acc")),
+    "untold": ("of untold facts", 3, ("tasks", "cloze", "untold", "acc")),
+    "answers": ("loss on the answers, nats", 3, ("tasks", "cloze", "answer_loss")),
+    "choices": ("among the choices", 3, ("tasks", "cloze", "choice_loss")),
 }
 
 
@@ -50,7 +50,7 @@ def figures(args, out, row, size, number, seed):
     for figure, (_, _, path) in FIGURES.items():
         value = best
         for key in path:
-            value = (value or {}).get(key)
+            value = value.get(f"cloze_{args.items}" if key == "cloze" else key)
         found[figure] = value
     return found
 

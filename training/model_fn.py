@@ -1,5 +1,8 @@
 """Assembles a TPUEstimatorSpec: features → objective → gradients → updates."""
 
+import functools
+import operator
+
 from mesh import devices, random
 from mesh.compat import mtf, tf
 from models import layers
@@ -45,7 +48,7 @@ def _train_spec(config, objective, mesh, features, meter):
         means = {name: total / counts[name] for name, total in terms.items()}
         weighted = [mean * weights[name] if name in weights else mean
                     for name, mean in means.items()]
-        return {"loss": mtf.add_n(weighted) if len(weighted) > 1 else weighted[0],
+        return {"loss": functools.reduce(operator.add, weighted),
                 **{f"loss/{name}": mean for name, mean in means.items()}}
 
     values, gradients = step.losses_and_gradients(inputs, loss_fn, key, config.num_microbatches)

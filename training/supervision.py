@@ -5,6 +5,8 @@ for this loss alone, has to say what the student says.
 """
 
 import dataclasses
+import functools
+import operator
 
 from configs.errors import UserError
 from mesh.compat import mtf, tf
@@ -155,4 +157,4 @@ class Supervision(Language):
 
 
 def _mean(totals):
-    return mtf.add_n(totals) / len(totals)
+    return functools.reduce(operator.add, totals) / len(totals)
