@@ -54,10 +54,13 @@ def parse_args(argv=None):
     p.add_argument("--teachers", type=int, default=1,
                    help="random teachers; seeds take turns with them (%(default)s)")
     p.add_argument("--sizes", nargs="+", default=["4x128"], choices=sorted(SIZES))
-    p.add_argument("--texts", type=int, nargs="+", default=[2000], metavar="N",
+    p.add_argument("--texts", type=int, nargs="+", default=[600], metavar="N",
                    help="amounts of training texts (%(default)s)")
     p.add_argument("--rows", nargs="+", default=DEMO_ROWS, choices=sorted(ROWS), metavar="ROW",
                    help=f"rows of the table: {', '.join(ROWS)}")
+    p.add_argument("--steps", type=int, default=200, help="of a language model (%(default)s)")
+    p.add_argument("--evaluations", type=int, default=1,
+                   help="of a language model, the best of which counts (%(default)s)")
     p.add_argument("--pictures", type=int, default=20000, help="for CLIP (%(default)s)")
     p.add_argument("--facts", type=float, default=0.3,
                    help="share of texts that state how something looks (%(default)s)")
@@ -78,7 +81,8 @@ def parse_args(argv=None):
         args.seeds = 1
         args.set_clip += ["train_steps=15", "steps_per_checkpoint=15", "warmup_steps=5"]
         args.set_student += ["train_steps=20", "steps_per_checkpoint=20", "warmup_steps=5"]
-        args.set += ["train_steps=20", "steps_per_checkpoint=20", "warmup_steps=5", "n_layer=2"]
+        args.steps = 20
+        args.set += ["warmup_steps=5", "n_layer=2"]
     return args
 
 
@@ -221,11 +225,16 @@ class Experiment:
         if self.args.teachers:
             students["random"] = self.run_path(
                 f"student_random{(seed - 1) % self.args.teachers}")
-        changes = [f'datasets=["{self.dataset(tokens, number)}"]', f"seed={seed}"]
+        steps = self.args.steps
+        changes = [f'datasets=["{self.dataset(tokens, number)}"]', f"seed={seed}",
+                   f"train_steps={steps}", "sample_tokens=0",
+                   f"steps_per_checkpoint={-(-steps // self.args.evaluations)}"]
         tasks = [self.path("world", f"{name}.jsonl")
-                 for name in (f"cloze_{self.args.items}", "texts_heldout")]
+                 for name in (f"statements_{self.args.items}", f"cloze_{self.args.items}",
+                              "texts_heldout")]
         changes.append(f"eval_tasks={json.dumps(tasks)}")
-        for key, value in {**ROWS[row][1], **SIZES[size]}.items():
+        supervised = {"clip.weight_end": steps} if "clip.student" in ROWS[row][1] else {}
+        for key, value in {**ROWS[row][1], **supervised, **SIZES[size]}.items():
             text = value if isinstance(value, str) else json.dumps(value)
             for name, path in students.items():
                 text = text.replace("{" + name + "}", path)

@@ -17,11 +17,11 @@ FIGURES = {
     "bits_per_byte": ("bits per byte", 3, ("bits_per_decoded_byte",)),
     "heldout": ("held-out combinations, bits per byte", 3,
                 ("tasks", "texts_heldout", "bits_per_decoded_byte")),
-    "accuracy": ("cloze accuracy", 3, ("tasks", "cloze", "acc")),
-    "told": ("of told facts", 3, ("tasks", "cloze", "told", "acc")),
-    "untold": ("of untold facts", 3, ("tasks", "cloze", "untold", "acc")),
-    "answers": ("loss on the answers, nats", 3, ("tasks", "cloze", "answer_loss")),
-    "choices": ("among the choices", 3, ("tasks", "cloze", "choice_loss")),
+    "answers": ("statements: loss on the answer, nats", 2, ("tasks", "statements", "answer_loss")),
+    "untold_answers": ("of untold words", 2, ("tasks", "statements", "untold", "answer_loss")),
+    "accuracy": ("accuracy", 3, ("tasks", "statements", "acc")),
+    "untold": ("of untold words", 3, ("tasks", "statements", "untold", "acc")),
+    "cloze": ("accuracy with new templates", 3, ("tasks", "cloze", "acc")),
 }
 
 
@@ -45,12 +45,12 @@ def figures(args, out, row, size, number, seed):
     name = clip_experiment.run_name(row, size, number, seed)
     with open(os.path.join(out, name, "metrics.jsonl")) as file:
         lines = [json.loads(line) for line in file]
-    best = min(lines, key=lambda line: line["eval_loss"])
+    best = min(reversed(lines), key=lambda line: line["eval_loss"])
     found = {"row": row, "size": size, "texts": number, "seed": seed, "step": best["step"]}
     for figure, (_, _, path) in FIGURES.items():
         value = best
         for key in path:
-            value = value.get(f"cloze_{args.items}" if key == "cloze" else key)
+            value = value[f"{key}_{args.items}" if key in ("statements", "cloze") else key]
         found[figure] = value
     return found
 
@@ -93,7 +93,7 @@ def _change(args, results, size, number, first, second):
     pairs = list(zip(of(results, first, size, number), of(results, second, size, number),
                      strict=True))
     parts = []
-    for figure in ("validation", "answers", "choices"):
+    for figure in ("validation", "answers"):
         changes = [a[figure] - b[figure] for a, b in pairs]
         mean = statistics.mean(changes)
         error = (f" ± {statistics.stdev(changes) / math.sqrt(len(changes)):.3f} (standard error)"

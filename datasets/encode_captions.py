@@ -178,7 +178,7 @@ def run(args):
     from tqdm import tqdm
 
     import encoders
-    from configs.schema import dataset_path
+    from configs import dataset_files
     inputs = find_inputs(args)
     encoder = encoders.load(encoder_from_anywhere(args.encoder))
     group = group_of(args, inputs["train"])
@@ -194,7 +194,7 @@ def run(args):
     output.save(settings, {"begin": [0, 0]})  # what is in the directory from now on is this run's
     config, config_path = dataset_config(args, output, encoder), args.write_dataset_config
     if config_path is not None:
-        config_path = dataset_path(config_path or args.name)
+        config_path = dataset_files.path(config_path or args.name)
         output.prepare(config_path, config)
     pictures = Pictures(encoder, args.on_error == "skip")
     writers = {split: SplitWriter(directory, args.name, split, 0, args.files_per, encoder.hash)

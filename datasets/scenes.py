@@ -5,11 +5,10 @@
 The same seed gives the same bytes, and a larger number the same first ones. In --out:
 pictures_{train,val,heldout}_<i>_<records>.tfrecords (tf.train.Example: image, a PNG; caption,
 several, the first complete; scene, JSON), texts_{train,val,heldout}.jsonl ("text"),
-cloze_{dev,test}.jsonl, zero_shot.jsonl with zero_shot_val.tfrecords (image, colour, shape),
-contact_sheet.png and, when all is whole, manifest.json. Some combinations
-of colour and shape occur in all pictures, but in no text save those of texts_heldout.jsonl.
-Pictures come in groups of four; of those for training, --hard_groups are hard: they differ in one
-attribute.
+{cloze,statements}_{dev,test}.jsonl, zero_shot.jsonl with zero_shot_val.tfrecords (image, colour,
+shape), contact_sheet.png and, when all is whole, manifest.json. Some combinations of colour and
+shape occur in all pictures, but in no text save those of texts_heldout.jsonl. Pictures come in
+groups of four; of those for training, --hard_groups are hard: they differ in one attribute.
 """
 
 import json
@@ -26,7 +25,7 @@ SPLITS = ["train", "val", "heldout"]
 CLOZE_SPLITS = ["dev", "test"]
 BATCH = 256  # pictures rendered at a time
 OURS = re.compile(r"(pictures_(train|val|heldout)_\d+_\d+\.tfrecords|texts_(train|val|heldout)"
-                  r"\.jsonl|cloze_(dev|test)\.jsonl|zero_shot(_val\.tfrecords|\.jsonl)"
+                  r"\.jsonl|(cloze|statements)_(dev|test)\.jsonl|zero_shot(_val\.tfrecords|\.jsonl)"
                   r"|contact_sheet\.png|manifest\.json)(\.tmp)?")
 SHEET = {"train": (24, "training pictures", "the first caption is complete; texts tell of these "
                    "scenes unless a combination is held out"),
@@ -53,7 +52,7 @@ def parser():
     p.add_argument("--facts", type=float, default=0.03,
                    help="share of the texts that state a fact about looks (default %(default)s)")
     p.add_argument("--cloze", type=int, default=1600,
-                   help="cloze items of dev and of test, at most (default %(default)s)")
+                   help="items of each cloze file, at most (default %(default)s)")
     p.add_argument("--zero_shot", type=int, default=500, metavar="N",
                    help="pictures of one thing, of val's scenes, to be told by color and by shape "
                    "(default %(default)s)")
@@ -241,7 +240,7 @@ def run(args):
     from tqdm import tqdm
     directory = Directory(args.out, args.overwrite)
     encode_png = PngEncoder()
-    made = {"pictures": {}, "texts": {}, "cloze": {}}
+    made = {"pictures": {}, "texts": {}, "cloze": {}, "statements": {}}
     for what, write in (("pictures", lambda split, bar: write_pictures(
             args, directory, split, encode_png, bar)),
                         ("texts", lambda split, bar: write_texts(args, directory, split, bar))):
@@ -249,10 +248,11 @@ def run(args):
         with tqdm(total=total, desc=what, unit=f" {what}", disable=None) as bar:
             for split in SPLITS:
                 made[what][split] = write(split, bar)
-    for split in CLOZE_SPLITS:
-        name = f"cloze_{split}.jsonl"
-        number = directory.write_lines(name, items(split, args.cloze))
-        made["cloze"][split] = {"file": name, "items": number}
+    for what in ("cloze", "statements"):
+        for split in CLOZE_SPLITS:
+            name = f"{what}_{split}.jsonl"
+            number = directory.write_lines(name, items(split, args.cloze, what == "statements"))
+            made[what][split] = {"file": name, "items": number}
     if args.zero_shot:
         directory.write_records(scenes_zero_shot.PICTURES, scenes_zero_shot.records(
             args.seed, args.zero_shot, args.size, encode_png))

@@ -158,7 +158,7 @@ def subjects(split, about):
             if role.split and (role.told if split == "train" else role.split == split)]
 
 
-def group(rng, split, kind, about, scene_split=None):
+def group(rng, split, kind, about, scene_split=None, *, known=None):
     """Statements with the same template and choices, each choice right equally often.
 
     Args:
@@ -166,18 +166,24 @@ def group(rng, split, kind, about, scene_split=None):
         split: whose templates and subjects: "train", "dev" or "test".
         kind, about: one of KINDS and of ABOUT.
         scene_split: whose scenes; the default is `split`'s.
+        known: None, or with the templates of "train" whether the subjects may be told about.
 
     Returns:
         List of Fact; None if the words drawn give no clear answers.
     """
     count = CHOICES[about] if kind == "nearest" else 2
-    words = rng.sample(subjects(split, about), count)
+    words, pool = COLOURS if about == "colour" else SHAPES, subjects(split, about)
+    if known is not None:
+        pool = [word for word in pool if words[word].told == known]
+        if len(pool) < count:
+            return None
+    words = rng.sample(pool, count)
     anchors = [nearest(about, word) for word in words]
     if len(set(anchors)) < count or not all(
             is_clear(about, word, anchor, set(anchors) - {anchor})
             for word, anchor in zip(words, anchors, strict=True)):
         return None
-    template = rng.choice(TEMPLATES[split][about][kind])
+    template = rng.choice(TEMPLATES[split if known is None else "train"][about][kind])
     if kind == "odd":
         return _odd_group(rng, about, template, words, anchors)
     return _none_if_any_none(
@@ -250,7 +256,7 @@ def told_fact(rng, scene_split):
             return rng.choice(facts)
 
 
-def items(split, count):
+def items(split, count, statements=False):
     """The cloze items of "dev" or "test", as JSON values.
 
     A model scores each choice as the continuation " " + choice of the prefix. "told" says whether
@@ -259,30 +265,38 @@ def items(split, count):
     Args:
         split: "dev" or "test".
         count: how many at most; kinds with few different items give fewer.
+        statements: take the texts' own templates, so that the words alone are new, and words for
+            each group that are all told about or all not.
 
     Yields:
         dict with prefix, answer, choices, kind, about, subjects, told, group.
     """
-    share, number = count // (len(KINDS) * len(ABOUT)), 0
-    for kind in KINDS:
-        for about in ABOUT:
-            rng, seen, made, misses = stream(VERSION, "cloze", split, kind, about), set(), 0, 0
-            while made < share and misses < 2000:
-                facts = group(rng, split, kind, about)
-                keys = {(_prefix(fact), tuple(sorted(fact.choices))) for fact in facts or []}
-                if not facts or keys & seen or made + len(facts) > share:
-                    misses += 1
-                    continue
-                misses, made = 0, made + len(facts)
-                seen |= keys
-                words = COLOURS if about == "colour" else SHAPES
-                for fact in facts:
-                    yield {"prefix": _prefix(fact), "answer": fact.answer,
-                           "choices": list(fact.choices), "kind": kind, "about": about,
-                           "subjects": list(fact.subjects),
-                           "told": all(words[word].told for word in fact.subjects),
-                           "group": number}
-                number += 1
+    name = "statements" if statements else "cloze"
+    wanted = [(kind, about, known) for kind in KINDS for about in ABOUT
+              for known in ((True, False) if statements else (None,))]
+    share, number = count // len(wanted), 0
+    for kind, about, known in wanted:
+        rng, seen, made, misses = _stream(name, split, kind, about, known), set(), 0, 0
+        while made < share and misses < 2000:
+            facts = group(rng, split, kind, about, known=known)
+            keys = {(_prefix(fact), tuple(sorted(fact.choices))) for fact in facts or []}
+            if not facts or keys & seen or made + len(facts) > share:
+                misses += 1
+                continue
+            misses, made = 0, made + len(facts)
+            seen |= keys
+            words = COLOURS if about == "colour" else SHAPES
+            for fact in facts:
+                yield {"prefix": _prefix(fact), "answer": fact.answer,
+                       "choices": list(fact.choices), "kind": kind, "about": about,
+                       "subjects": list(fact.subjects),
+                       "told": all(words[word].told for word in fact.subjects),
+                       "group": number}
+            number += 1
+
+
+def _stream(name, split, kind, about, known):
+    return stream(VERSION, name, split, kind, about, *([] if known is None else [known]))
 
 
 def _prefix(fact):

@@ -104,9 +104,12 @@ class CpuMesh(mtf.placement_mesh_impl.PlacementMeshImpl):
 
         def assign_to_slices(self, assign_fn, values):
             """An operation that calls `assign_fn(variable, slice, value)` once for each part."""
-            slices = self.laid_out_tensor.all_slices
-            parts = {id(s): (s, value) for s, value in zip(slices, values, strict=True)}
-            return tf.group(*(assign_fn(self._variable, *part) for part in parts.values()))
+            operations = {}
+            for part, value in zip(self.laid_out_tensor.all_slices, values, strict=True):
+                if id(part) not in operations:
+                    with tf.device(part.device):
+                        operations[id(part)] = assign_fn(self._variable, part, value)
+            return tf.group(*operations.values())
 
 
 _REDUCTIONS = {"SUM": tf.add, "MAX": tf.maximum, "MIN": tf.minimum}
@@ -160,6 +163,13 @@ def session_config(config):
         # Slices run side by side, each with its share of the cores. All of a process uses one pool
         # of threads, made with its first device, be it for a session or for compiling a function:
         # the environment is read then, a session's ConfigProto may come too late.
-        share = max(1, len(os.sched_getaffinity(0)) // config.mesh_size)
+        share = max(1, _cores() // config.mesh_size)
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
     return proto
+
+
+def _cores():
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

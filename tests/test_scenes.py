@@ -62,7 +62,7 @@ def test_files_hold_what_the_manifest_says(world):
     for split in ("dev", "test"):
         made = [json.loads(line) for line in (world / f"cloze_{split}.jsonl").open()]
         assert len(made) == manifest["cloze"][split]["items"] > 20
-        names.add(f"cloze_{split}.jsonl")
+        names |= {f"cloze_{split}.jsonl", f"statements_{split}.jsonl"}
     assert names == set(os.listdir(world))
     assert [tuple(pair) for pair in manifest["held_out"]] == scenes_world.held_out()
     assert len(manifest["pictures"]["train"]) == 3

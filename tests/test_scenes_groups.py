@@ -17,10 +17,13 @@ from scenes_render import render  # noqa: E402
 from scenes_sample import has_held_out, picture_scene, split_of, stream  # noqa: E402
 from scenes_world import held_out  # noqa: E402
 
-# SHA-256 of cloze_dev.jsonl and cloze_test.jsonl of every world: figures of models are compared on
-# these items.
-FROZEN = {"dev": "f2a93352220a31c44d82105734f613694496558d4c82c15495f6549c4546442d",
-          "test": "504357fb908e77f8a0f80b4d2550951201e4514bef17f34bc3ebdfb4d87dc57c"}
+# SHA-256 of the cloze files of every world, (split, whether they are statements): figures of models
+# are compared on these items.
+FROZEN = {
+    ("dev", False): "f2a93352220a31c44d82105734f613694496558d4c82c15495f6549c4546442d",
+    ("test", False): "504357fb908e77f8a0f80b4d2550951201e4514bef17f34bc3ebdfb4d87dc57c",
+    ("dev", True): "1f3b80d8fa471baa3c1f246f6da194b9fc1a23ca2fd8ca78a1e689be7c07fb2b",
+    ("test", True): "2ad057afadab67fc1ca0f0031a85fa8ca5e430e1d3314af44a2399a3a5c9f1c8"}
 
 
 def scenes(split, number, share, seed=4):
@@ -120,6 +123,7 @@ def test_the_share_of_hard_groups():
 
 
 def test_cloze_items_are_frozen():
-    for split, wanted in FROZEN.items():
-        lines = "".join(json.dumps(item) + "\n" for item in scenes_cloze.items(split, 1600))
+    for (split, statements), wanted in FROZEN.items():
+        items = scenes_cloze.items(split, 1600, statements)
+        lines = "".join(json.dumps(item) + "\n" for item in items)
         assert hashlib.sha256(lines.encode()).hexdigest() == wanted
