@@ -165,9 +165,11 @@ def measure(args, directory):
     """Runs both in turn; returns (config, the baseline's name, our Stopwatch, theirs)."""
     import inputs
     from configs import schema
+    from mesh import devices
     from training import language, metrics, run
 
     config = schema.load(args.model, args.set)
+    devices.prepare(config)
     steps = 1 + args.steps * (args.rounds + 1)
     config = config.replace(
         datasets=[[write_dataset(directory, args.vocab), 1, "chunks", 1.0]],

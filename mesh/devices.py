@@ -115,22 +115,35 @@ class CpuMesh(mtf.placement_mesh_impl.PlacementMeshImpl):
 _REDUCTIONS = {"SUM": tf.add, "MAX": tf.maximum, "MIN": tf.minimum}
 
 
-def check_present(config):
-    """Refuses GPUs that this machine does not have.
+def prepare(config):
+    """Refuses GPUs that this machine does not have, and shares out the cores of a CPU mesh.
 
-    TensorFlow would place what belongs on them on the CPU without a word.
+    To be called before TensorFlow runs anything: all of a process uses one pool of threads, which
+    it makes at the first use, by the environment. A session's ConfigProto would come too late.
 
     Raises:
-        UserError: names the first absent one.
+        UserError: names the first absent GPU.
     """
     if not config.gpu_ids:
+        if config.mesh_size > 1:
+            # Slices run side by side; one that splits its work further waits for the others.
+            share = max(1, _cores() // config.mesh_size)
+            os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
         return
+    # TensorFlow would place what belongs on absent ones on the CPU without a word.
     there = len(tf.config.list_physical_devices("GPU"))
     for name in config.gpu_ids:
         if int(name.rpartition(":")[2]) >= there:
             raise UserError(f"gpu_ids: {name} is not there; TensorFlow sees {there or 'no'} GPU"
                             f"{'' if there == 1 else 's'}: see to the driver, or leave --gpu_ids "
                             "out for CPU devices")
+
+
+def _cores():
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def mesh_impl(config):
@@ -145,7 +158,6 @@ def mesh_impl(config):
 def session_config(config):
     """A tf.ConfigProto with enough virtual CPU devices for the mesh.
 
-    To be called before TensorFlow runs anything, as it also shares out the cores.
     With it, what a mesh adds up is added in the same order on every device and in every run.
     """
     counts = {"CPU": config.mesh_size}
@@ -159,17 +171,4 @@ def session_config(config):
         # would drift apart, and a resumed run would not equal a straight one to the bit.
         rewriting = proto.graph_options.rewrite_options
         rewriting.arithmetic_optimization = rewriting.OFF
-    if config.mesh_size > 1 and not config.gpu_ids:
-        # Slices run side by side, each with its share of the cores. All of a process uses one pool
-        # of threads, made with its first device, be it for a session or for compiling a function:
-        # the environment is read then, a session's ConfigProto may come too late.
-        share = max(1, _cores() // config.mesh_size)
-        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
     return proto
-
-
-def _cores():
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -34,23 +34,23 @@ def test_slices_share_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
     for mesh_shape, share in (("", None), ("x:2", "3"), ("x:2,y:4", "1")):
         monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
-        devices.session_config(graphs.config(mesh_shape=mesh_shape, layout=""))
+        devices.prepare(graphs.config(mesh_shape=mesh_shape, layout=""))
         assert os.environ.get("TF_NUM_INTRAOP_THREADS") == share
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "5")
-    devices.session_config(graphs.config(mesh_shape="x:2", layout=""))
+    devices.prepare(graphs.config(mesh_shape="x:2", layout=""))
     assert os.environ["TF_NUM_INTRAOP_THREADS"] == "5"
 
 
 def test_absent_gpus_are_refused(monkeypatch):
     split = dict(mesh_shape="x:2", layout="batch:x")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
-    devices.check_present(graphs.config())
-    devices.check_present(graphs.config(gpu_ids=["0"]))
+    devices.prepare(graphs.config())
+    devices.prepare(graphs.config(gpu_ids=["0"]))
     with pytest.raises(UserError, match="device:GPU:1 is not there; TensorFlow sees 1 GPU:"):
-        devices.check_present(graphs.config(gpu_ids=["0", "1"], **split))
+        devices.prepare(graphs.config(gpu_ids=["0", "1"], **split))
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     with pytest.raises(UserError, match="gpu_ids: device:GPU:0 is not there; .* sees no"):
-        devices.check_present(graphs.config(gpu_ids=["0"]))
+        devices.prepare(graphs.config(gpu_ids=["0"]))
 
 
 def test_slices_lie_where_the_mesh_says():

@@ -28,7 +28,7 @@ class Embedder:
         if config.model not in ("clip", "clip_student"):
             raise UserError(f"model: a model of kind {config.model} has no embeddings; give the "
                             "config of a clip or a clip_student")
-        devices.check_present(config)
+        devices.prepare(config)
         self.config, self.checkpoint = config, checkpoints.require_latest(config)
         record = checkpoints.read_record(config.model_path)
         if record:

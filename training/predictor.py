@@ -43,7 +43,7 @@ class Predictor:
         if not config.speaks:
             raise UserError(f"model: a model of kind {config.model} is no language model; give the "
                             "config of a GPT or gpt_c")
-        devices.check_present(config)
+        devices.prepare(config)
         self.config, self.encoder = config, encoder
         self.checkpoint = checkpoints.require_latest(config)
         record = checkpoints.read_record(config.model_path)

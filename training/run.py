@@ -43,7 +43,7 @@ def train(config, new=False, yes=False):
       UserError: the data, the config or the directory cannot be used.
     """
     started = time.monotonic()
-    devices.check_present(config)
+    devices.prepare(config)
     facts = inputs.dataset_facts(config, "train")
     evaluating = config.eval_steps != 0
     if evaluating:
@@ -88,7 +88,7 @@ def train(config, new=False, yes=False):
 def evaluate(config):
     """Evaluates the last checkpoint on the validation split; prints a JSON summary line."""
     started = time.monotonic()
-    devices.check_present(config)
+    devices.prepare(config)
     checkpoint = checkpoints.require_latest(config)
     step = checkpoints.step_of(checkpoint)
     facts = inputs.dataset_facts(config, "validation")
