@@ -126,7 +126,7 @@ def prepare(config):
     """
     if not config.gpu_ids:
         if config.mesh_size > 1:
-            # Slices run side by side; one that splits its work further waits for the others.
+            # Slices run side by side. One that took more would wait for the others' threads.
             share = max(1, _cores() // config.mesh_size)
             os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
         return

@@ -32,13 +32,13 @@ def test_gpu_devices():
 
 def test_slices_share_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "5")
+    devices.prepare(graphs.config(mesh_shape="x:2", layout=""))
+    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "5"
     for mesh_shape, share in (("", None), ("x:2", "3"), ("x:2,y:4", "1")):
         monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
         devices.prepare(graphs.config(mesh_shape=mesh_shape, layout=""))
         assert os.environ.get("TF_NUM_INTRAOP_THREADS") == share
-    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "5")
-    devices.prepare(graphs.config(mesh_shape="x:2", layout=""))
-    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "5"
 
 
 def test_absent_gpus_are_refused(monkeypatch):
