@@ -220,6 +220,17 @@ def test_layer_norm(mesh_shape, layout, dtype):
     assert result["y0"].dtype == (np.float32 if dtype is None else tf.bfloat16.as_numpy_dtype)
 
 
+@pytest.mark.parametrize(("mesh_shape", "layout", "compiled"), [
+    ("", "", 2), ("x:2", "batch:x", 4), ("x:2", "embd:x", 0)])
+def test_a_large_layer_norm_is_compiled_where_it_is_whole(mesh_shape, layout, compiled):
+    dims = [graphs.dim("batch", 16), graphs.dim("sequence", 32), graphs.dim("embd", 96)]
+    result = check(
+        lambda x, g, b: [norms.layer_norm(x, g, b, dims[-1], 1e-5)], layer_norm,
+        [(normal(*dims) + 10.0, dims), (normal(dims[-1]), dims[-1:]),
+         (normal(dims[-1]), dims[-1:])], mesh_shape, layout, tolerance=2e-4)
+    assert sum(op.type.endswith("PartitionedCall") for op in result.operations) == compiled
+
+
 def test_layer_norms_statistics_are_float32():
     # In bfloat16, 256 + {0, 1} is 256 and the variance would be 0.
     ones = np.ones(6, np.float32)

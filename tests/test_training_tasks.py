@@ -182,11 +182,15 @@ def test_scores_by_hand(tmp_path, monkeypatch):
         {"prefix": "x", "choices": ["b", "c"], "answer": 0}])
     found = tasks.Tasks(make_config(tmp_path, eval_tasks=[path]), ENCODER).scores()
     # -3 for four bytes is more a byte than -2 for one.
+    # The right ones have e^-3 / (e^-2 + e^-3) and 1 / (1 + e^-8) of their choices' probability.
+    among = pytest.approx((math.log(1 + math.e) + math.log(1 + math.exp(-8))) / 2)
     assert found == {"dev": {"items": 2, "acc": 0.5, "acc_norm": 1.0, "answer_loss": 2.0,
+                             "choice_loss": among,
                              "answer_loss_per_token": pytest.approx(4 / 7), "chance": 0.5,
                              "cut": 0}}
     assert tasks.scalars(found) == {
         "tasks/dev/acc": 0.5, "tasks/dev/acc_norm": 1.0, "tasks/dev/answer_loss": 2.0,
+        "tasks/dev/choice_loss": among,
         "tasks/dev/answer_loss_per_token": pytest.approx(4 / 7), "tasks/dev/chance": 0.5}
     assert tasks.scalars({"d": {"told": {"acc": 1.0}}}) == {"tasks/d/told/acc": 1.0}
 
