@@ -104,7 +104,9 @@ def section(config, others):
                "clip_student": {"window": 4, "windows": 2, "positions": 2}}
     return {**keys, **changes.get(config.model, {}),
             **{key: others[key] for key in ("teacher", "student") if key in keys},
-            **({"weight_end": None} if "weight_end" in keys else {})}
+            **({"weight_end": None} if "weight_end" in keys else {}),
+            # As many bytes as the window has tokens.
+            **({"probe_words": ["red", "box"]} if "probe_words" in keys else {})}
 
 
 def loss_of_ignorance(config):
