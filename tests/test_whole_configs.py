@@ -106,7 +106,7 @@ def section(config, others):
             **{key: others[key] for key in ("teacher", "student") if key in keys},
             **({"weight_end": None} if "weight_end" in keys else {}),
             # As many bytes as the window has tokens.
-            **({"probe_words": ["red", "box"]} if "probe_words" in keys else {})}
+            **({"probe_words": ["red", "blue", "box"]} if "probe_words" in keys else {})}
 
 
 def loss_of_ignorance(config):
