@@ -28,7 +28,7 @@ REFUSAL = $(if $(PYTHON),PYTHON=$(PYTHON) will not do. )$(NEEDED)
 DEMO = demo$(if $(QUICK),_quick)$(if $(FULL),_full)
 DEMO_FLAGS = $(if $(QUICK),--quick) $(if $(FULL),$(FULL_FLAGS))
 FULL_FLAGS = --seeds 5 --teachers 3 --sizes 2x64 4x128 --texts 600 2000 \
-	--steps 300 --evaluations 3 \
+	--evaluations 3 \
 	--rows gpt gptc gptc_random gptc_shuffled gptc_input gptc_input_random
 
 .DELETE_ON_ERROR:

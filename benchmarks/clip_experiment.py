@@ -58,7 +58,7 @@ def parse_args(argv=None):
                    help="amounts of training texts (%(default)s)")
     p.add_argument("--rows", nargs="+", default=DEMO_ROWS, choices=sorted(ROWS), metavar="ROW",
                    help=f"rows of the table: {', '.join(ROWS)}")
-    p.add_argument("--steps", type=int, default=200, help="of a language model (%(default)s)")
+    p.add_argument("--steps", type=int, default=300, help="of a language model (%(default)s)")
     p.add_argument("--evaluations", type=int, default=1,
                    help="of a language model, the best of which counts (%(default)s)")
     p.add_argument("--pictures", type=int, default=20000, help="for CLIP (%(default)s)")
