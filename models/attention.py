@@ -108,6 +108,13 @@ def windowed(qkv, window, rotary_dims):
                  name="windowed_attention")
 
 
+def empty_caches(ctx, shape, n_layers):
+    """Caches of `causal_incremental`: (keys, values) of zeros of a shape, for each layer."""
+    shape = mtf.Shape(shape)
+    return [(mtf.zeros(ctx.mesh, shape, ctx.dtype), mtf.zeros(ctx.mesh, shape, ctx.dtype))
+            for _ in range(n_layers)]
+
+
 def causal_incremental(qkv, cache, index, rotary_dims, window=None):
     """Causal attention of new tokens over a cache of earlier ones.
 

@@ -93,10 +93,9 @@ class Student:
 
     def empty_caches(self, ctx, batch, length):
         """Caches for `length` tokens a row: a list of (keys, values) of zeros for each layer."""
-        shape = mtf.Shape([batch, self.blocks.heads, mtf.Dimension("clip_memory_length", length),
-                           self.blocks.features])
-        return [(mtf.zeros(ctx.mesh, shape, ctx.dtype), mtf.zeros(ctx.mesh, shape, ctx.dtype))
-                for _ in range(self.sizes.layers)]
+        memory = mtf.Dimension("clip_memory_length", length)
+        return attention.empty_caches(
+            ctx, [batch, self.blocks.heads, memory, self.blocks.features], self.sizes.layers)
 
     def _stack(self, ctx, tokens, attend):
         sizes = self.sizes

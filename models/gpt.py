@@ -83,10 +83,9 @@ class GPT:
 
     def empty_caches(self, ctx, batch, length):
         """Caches for `length` tokens a row: a list of (keys, values) of zeros for each layer."""
-        shape = mtf.Shape([batch, self.heads, mtf.Dimension("memory_length", length),
-                           self.features])
-        return [(mtf.zeros(ctx.mesh, shape, ctx.dtype), mtf.zeros(ctx.mesh, shape, ctx.dtype))
-                for _ in range(self.config.n_layer)]
+        memory = mtf.Dimension("memory_length", length)
+        return attention.empty_caches(ctx, [batch, self.heads, memory, self.features],
+                                      self.config.n_layer)
 
     def logits(self, ctx, hidden):
         """Scores of the next token. [batch, sequence, embd] -> [batch, sequence, vocab]."""

@@ -192,3 +192,24 @@ def metrics(model_path):
     """The lines of a run's metrics.jsonl."""
     with tf.io.gfile.GFile(f"{model_path}/metrics.jsonl") as file:
         return [json.loads(line) for line in file]
+
+
+def watch_lowerings(monkeypatch, look):
+    """Calls look(mtf.Mesh, mtf.Lowering) for each graph that a run in this process lowers."""
+    from training import model_fn
+
+    lower = model_fn.lower
+
+    def lower_and_look(config, mesh):
+        lowering = lower(config, mesh)
+        look(mesh, lowering)
+        return lowering
+
+    monkeypatch.setattr(model_fn, "lower", lower_and_look)
+
+
+def slice_shapes(mesh, lowering):
+    """{name: (mtf variable, the shapes of its slices)} of all variables of a lowered graph."""
+    return {variable.name: (variable, [piece.shape.as_list() for piece in
+                                       lowering.variables[variable].laid_out_tensor.all_slices])
+            for variable in mesh.graph.all_variables}

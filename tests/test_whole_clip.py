@@ -10,7 +10,7 @@ import picture_shards
 import pytest
 
 from configs import schema
-from training import distillation, model_fn, run
+from training import distillation, run
 
 STEPS = 20
 TOWER = dict(n_layer=1, n_head=4, n_embd=16, activation_function="quick_gelu")
@@ -80,17 +80,11 @@ class Runner:
         student, _ = clip_runs.student(directory / "student", n_layer=1, n_head=4)
         self.sources = {"student": {"teacher": clip_runs.teacher(directory, 259, heads=4)},
                         "gpt_c": {"student": student}}
-        lower = model_fn.lower
 
-        def lower_and_look(config, mesh):
-            lowering = lower(config, mesh)
-            self.lowered[self._name] = {
-                variable.name: (variable, [piece.shape.as_list() for piece in
-                                           lowering.variables[variable].laid_out_tensor.all_slices])
-                for variable in mesh.graph.all_variables}
-            return lowering
+        def note(mesh, lowering):
+            self.lowered[self._name] = jobs.slice_shapes(mesh, lowering)
 
-        monkeypatch.setattr(model_fn, "lower", lower_and_look)
+        jobs.watch_lowerings(monkeypatch, note)
 
     def config(self, name, kind, **keys):
         """The path of a run's config."""

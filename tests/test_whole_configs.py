@@ -12,7 +12,7 @@ import pytest
 
 from configs import dataset_files, schema
 from configs.dataset import DatasetConfig
-from training import distillation, model_fn, run
+from training import distillation, run
 
 CONFIGS = sorted(os.path.basename(path) for path in glob.glob(f"{jobs.ROOT}/configs/*.json"))
 # A weight of each model that a kind of run holds.
@@ -124,18 +124,15 @@ def test_trains_two_steps(name, tmp_path, monkeypatch, others):
     config = scaled_down(shipped, tmp_path, others)
     assert config.layout == shipped.layout and bool(config.mesh) == bool(shipped.mesh)
     assert (config.num_microbatches > 1) == bool(shipped.tokens_per_mb_per_replica)
-    lower, seen = model_fn.lower, []
+    seen = []
 
-    def lower_and_look(config, mesh):
-        lowering = lower(config, mesh)
-        for variable in mesh.graph.all_variables:
-            pieces = lowering.variables[variable].laid_out_tensor.all_slices
+    def look(mesh, lowering):
+        for name, (variable, shapes) in jobs.slice_shapes(mesh, lowering).items():
             wanted = graphs.slice_shape(variable.shape.dims, config.mesh_shape, config.layout)
-            assert [p.shape.as_list() for p in pieces] == [wanted] * config.mesh_size
-            seen.append(variable.name)
-        return lowering
+            assert shapes == [wanted] * config.mesh_size
+            seen.append(name)
 
-    monkeypatch.setattr(model_fn, "lower", lower_and_look)
+    jobs.watch_lowerings(monkeypatch, look)
     train(config)
     for weight in WEIGHTS[config.model]:
         assert weight in seen

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import schema
-from training import model_fn, run
+from training import run
 
 pytestmark = pytest.mark.slow
 
@@ -59,17 +59,11 @@ class Runner:
         self.directory, self._data, self._curves = directory, jobs.dataset(directory), {}
         self.lowered = {}
         self._name = None
-        lower = model_fn.lower
 
-        def lower_and_look(config, mesh):
-            lowering = lower(config, mesh)
-            self.lowered[self._name] = {
-                variable.name: (variable, [piece.shape.as_list() for piece in
-                                           lowering.variables[variable].laid_out_tensor.all_slices])
-                for variable in mesh.graph.all_variables}
-            return lowering
+        def note(mesh, lowering):
+            self.lowered[self._name] = jobs.slice_shapes(mesh, lowering)
 
-        monkeypatch.setattr(model_fn, "lower", lower_and_look)
+        jobs.watch_lowerings(monkeypatch, note)
 
     def losses(self, name, **keys):
         """The loss of each step of a run; runs of the same name are the same run."""

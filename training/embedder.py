@@ -34,7 +34,7 @@ class Embedder:
         if record:
             checkpoints.check_fits(config, record)
         self.encoder = encoder or checkpoints.encoder_of(config)
-        held = tf.train.load_checkpoint(self.checkpoint).get_variable_to_shape_map()
+        held = tf.train.NewCheckpointReader(self.checkpoint).get_variable_to_shape_map()
         # A tower that was imported to teach has no pictures.
         self.sees = any(name.startswith("clip_image/") for name in held)
         # A multiple of the replicas, since those of an evaluation are.
@@ -187,7 +187,7 @@ class Embedder:
         checkpoints.restore(self.config, self._saver, self._session, self.checkpoint)
         self._session.run(self._start_op)
         if self.config.model == "clip_student":
-            reader = tf.train.load_checkpoint(self.checkpoint)
+            reader = tf.train.NewCheckpointReader(self.checkpoint)
             self.target_mean, self.target_deviation = (
                 reader.get_tensor(f"clip_student/target_{name}") for name in ("mean", "deviation"))
 

@@ -5,6 +5,7 @@ or goes, and are read from there when a session starts. They are neither trained
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -29,13 +30,18 @@ class Frozen:
       config: the RunConfig that they were trained with.
       record: its RunRecord.
       checkpoint: the path of its newest checkpoint.
-      hash: 16 hexadecimal digits over names, shapes and values of the weights.
+      scope: of the weights' names.
     """
 
     config: schema.RunConfig
     record: checkpoints.RunRecord
     checkpoint: str
-    hash: str
+    scope: str
+
+    @functools.cached_property
+    def hash(self):
+        """16 hexadecimal digits over names, shapes and values of the weights, which it reads."""
+        return _hash(self.checkpoint, self.scope)
 
     def initializer(self, name):
         """An initialiser that reads the weight called `name`; see models.layers.Context.stored."""
@@ -86,7 +92,7 @@ def _load(directory, key, kind, scope):
     if record is None:
         raise UserError(f"{key}: {directory} has no run.json; restore it from a copy of the run")
     checkpoints.check_fits(config.replace(model_path=directory), record)
-    return Frozen(config, record, checkpoint, _hash(checkpoint, scope))
+    return Frozen(config, record, checkpoint, scope)
 
 
 def _hash(checkpoint, scope):

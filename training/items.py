@@ -48,20 +48,28 @@ class Row(NamedTuple):
     cut: bool = False
 
 
+def lines(key, path):
+    """The lines of a JSONL file that are not empty, each with its place, "file:number".
+
+    Raises:
+      UserError: the file, which the config's `key` names, cannot be read.
+    """
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            found = file.read().split(b"\n")
+    except tf.errors.OpError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.message}); give the path of a JSONL "
+                        "file") from error
+    return [(line, f"{path}:{number}") for number, line in enumerate(found, 1) if line.strip()]
+
+
 def read(path):
     """The items of a file, all of one kind.
 
     Raises:
       UserError: there is no such file, or a line is no item.
     """
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            lines = file.read().split(b"\n")
-    except tf.errors.OpError as error:
-        raise UserError(f"eval_tasks: {path} cannot be read ({error.message}); give the path of a "
-                        "JSONL file") from error
-    items = [_item(line, f"{path}:{number}") for number, line in enumerate(lines, 1)
-             if line.strip()]
+    items = [_item(line, place) for line, place in lines("eval_tasks", path)]
     if not items:
         raise UserError(f"eval_tasks: {path} has no items; give one JSON object a line")
     for item in items:

@@ -56,7 +56,7 @@ def train(config, new=False, yes=False):
     step, record = _begin(config, facts, taken)
     if taken:
         frozen.adopt(config, taken)
-    if step < config.train_steps and not step:
+    if not step:
         objective.prepare()
     writer = metrics.Writer(config.model_path)
     writer.start(step)

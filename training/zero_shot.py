@@ -10,6 +10,7 @@ import numpy as np
 
 from configs.errors import UserError
 from mesh.compat import tf
+from training import items
 
 _KEYS = ("name", "pictures", "prompts", "label")
 
@@ -149,14 +150,8 @@ class _Task:
 
 
 def _read(path):
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            lines = file.read().split(b"\n")
-    except tf.errors.OpError as error:
-        raise UserError(f"clip.zero_shot: {path} cannot be read ({error.message}); give the path "
-                        "of a JSONL file") from error
-    tasks = [_task(line, f"{path}:{number}", os.path.dirname(path))
-             for number, line in enumerate(lines, 1) if line.strip()]
+    tasks = [_task(line, place, os.path.dirname(path))
+             for line, place in items.lines("clip.zero_shot", path)]
     if not tasks:
         raise UserError(f"clip.zero_shot: {path} has no tasks; give one JSON object a line")
     names = [task.name for task in tasks]
