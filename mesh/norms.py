@@ -73,12 +73,18 @@ def _whole_norm_gradient(x, g, mu, rstd, dy, size):
 
 def _norm_totals(x, g, mu, rstd, dy):
     """Sums of the gradient of (x − mean)/deviation, and of its product with that."""
-    d = tf.cast(dy, tf.float32) * tf.cast(g, tf.float32)
-    return _total(d), _total(d * (tf.cast(x, tf.float32) - mu) * rstd)
+    g = tf.cast(g, tf.float32)
+    return _total(tf.cast(dy, tf.float32) * g), _total(_gain_gradient(x, mu, rstd, dy) * g)
 
 
 def _norm_gradient(x, g, mu, rstd, dy, mean, mean_product):
     """The gradient of `x`; and of the gain, element by element."""
-    xhat, dy = (tf.cast(x, tf.float32) - mu) * rstd, tf.cast(dy, tf.float32)
-    dx = rstd * (dy * tf.cast(g, tf.float32) - mean - xhat * mean_product)
-    return tf.cast(dx, x.dtype), dy * xhat
+    centred = tf.cast(x, tf.float32) - mu
+    d = tf.cast(dy, tf.float32) * tf.cast(g, tf.float32)
+    dx = rstd * (d - mean - centred * (rstd * mean_product))
+    return tf.cast(dx, x.dtype), _gain_gradient(x, mu, rstd, dy)
+
+
+def _gain_gradient(x, mu, rstd, dy):
+    # Written like this, compilers find it three times over in the gradient, and compute it once.
+    return tf.cast(dy, tf.float32) * ((tf.cast(x, tf.float32) - mu) * rstd)
