@@ -12,7 +12,6 @@ import argparse
 import concurrent.futures
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -22,12 +21,15 @@ from tqdm import tqdm
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from benchmarks.stages import Stages  # noqa: E402
+
 # Sizes of language models: keys of their configs.
 SIZES = {"2x64": {"n_layer": 2, "n_embd": 64, "n_head": 2}, "4x128": {},
          "6x192": {"n_layer": 6, "n_embd": 192, "n_head": 6}}
 
 # The rows of the table: (name, what is said of it, changes to configs/demo_gptc.json). {student}
-# is the trained student, {random} one whose teacher was never trained.
+# is the trained student, {random} one whose teacher was never trained, {text} one that learnt from
+# texts alone, with no teacher.
 ROWS = {
     "gpt_bytes": ("GPT, GPT-2-style byte-level tokenizer", {"model": "GPT", "clip": {}}),
     "gpt": ("GPT, CLIP-style tokenizer", {"model": "GPT", "clip": {}}),
@@ -37,6 +39,7 @@ ROWS = {
         "clip": {"student": "{student}", "mode": "input"}}),
     "gptc_shuffled": ("GPT-C, student reads another row", {
         "clip.student": "{student}", "clip.control": "shuffled"}),
+    "gptc_text": ("GPT-C, student of texts alone", {"clip.student": "{text}"}),
     "gptc_input_random": ("GPT-C, random student as input", {
         "clip": {"student": "{random}", "mode": "input"}}),
 }
@@ -58,7 +61,9 @@ def parse_args(argv=None):
                    help="amounts of training texts (%(default)s)")
     p.add_argument("--rows", nargs="+", default=DEMO_ROWS, choices=sorted(ROWS), metavar="ROW",
                    help=f"rows of the table: {', '.join(ROWS)}")
-    p.add_argument("--steps", type=int, default=300, help="of a language model (%(default)s)")
+    p.add_argument("--steps", type=int, nargs="+", default=[300], metavar="N",
+                   help="of a language model: one number, or one for each of --texts "
+                        "(%(default)s)")
     p.add_argument("--evaluations", type=int, default=1,
                    help="of a language model, the best of which counts (%(default)s)")
     p.add_argument("--pictures", type=int, default=20000, help="for CLIP (%(default)s)")
@@ -72,57 +77,25 @@ def parse_args(argv=None):
                    help="for CLIP runs")
     p.add_argument("--set_student", action="append", default=[], metavar="KEY=VALUE",
                    help="for students")
+    p.add_argument("--set_text", action="append", default=[], metavar="KEY=VALUE",
+                   help="for the student of texts alone, beside --set_student")
     p.add_argument("--jobs", type=int, default=2, help="trainings at once (%(default)s)")
     p.add_argument("--quick", action="store_true",
                    help="the same in small, too short to learn much")
     args = p.parse_args(argv)
+    if len(args.steps) not in (1, len(args.texts)):
+        p.error(f"--steps has {len(args.steps)} numbers and --texts {len(args.texts)}; give one "
+                "number of steps, or one for each amount of texts")
+    if len(args.steps) == 1:
+        args.steps *= len(args.texts)
     if args.quick:
         args.pictures, args.texts = min(args.pictures, 1000), [min(n, 200) for n in args.texts]
         args.seeds = 1
         args.set_clip += ["train_steps=15", "steps_per_checkpoint=15", "warmup_steps=5"]
         args.set_student += ["train_steps=20", "steps_per_checkpoint=20", "warmup_steps=5"]
-        args.steps = 20
+        args.steps = [20] * len(args.texts)
         args.set += ["warmup_steps=5", "n_layer=2"]
     return args
-
-
-class Stages:
-    """Runs commands, each once: a stage that left its mark is not run again.
-
-    Args:
-      out: the output directory; output and marks go to its `logs`.
-    """
-
-    def __init__(self, out):
-        self._logs = os.path.join(out, "logs")
-        os.makedirs(self._logs, exist_ok=True)
-
-    def run(self, name, *command, threads=0):
-        """Runs a Python script of the project unless it was done before.
-
-        Args:
-          name: of the stage; its output goes to logs/<name>.log.
-          command: the script's path below the project's root, and its arguments.
-          threads: TensorFlow's threads; 0 is its own choice.
-
-        Raises:
-          SystemExit: it failed; shows the end of its output.
-        """
-        done, log = (os.path.join(self._logs, f"{name}.{end}") for end in ("done", "log"))
-        line = shlex.join(["python", *map(str, command)])
-        if os.path.exists(done) and open(done).read() == line:
-            return
-        tqdm.write(line, file=sys.stderr)
-        limits = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads),
-                  "OMP_NUM_THREADS": str(threads)} if threads else {}
-        with open(log, "w") as file:
-            status = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=file,
-                                    stderr=subprocess.STDOUT, env={**os.environ, **limits})
-        if status.returncode:
-            tail = "".join(open(log).readlines()[-5:])
-            raise SystemExit(f"{line}\nfailed; the end of {log}:\n{tail}")
-        with open(done, "w") as file:
-            file.write(line)
 
 
 class Experiment:
@@ -159,6 +132,9 @@ class Experiment:
         for tokens in ("clip", "bytes"):
             for number in self.args.texts:
                 self._make_texts(tokens, number)
+        if "gptc_text" in self.args.rows:
+            self._encode(f"{world}/captions_train.jsonl", "captions", "clip", self.path("captions"),
+                         "--val_fraction", 0.01)
 
     def _make_texts(self, tokens, number):
         """The first texts of the world as a dataset, with the validation texts beside them."""
@@ -172,15 +148,20 @@ class Experiment:
         for split, source in (("train", f"{folder}/train.jsonl"),
                               ("validation", self.path("world", "texts_val.jsonl"))):
             name = f"{tokens}_{split}"
-            self.stages.run(f"texts_{number}_{name}", "datasets/create_tfrecords.py", "--input_dir",
-                            source, "--name", name, "--output_dir", folder, "--encoder",
-                            self.path(f"{tokens}.json"), "--chunk_size", 512, "--overwrite",
-                            "--write_dataset_config", f"{folder}/{name}.json", "--processes", 1)
-            with open(f"{folder}/{name}.json") as file:
+            with open(self._encode(source, name, tokens, folder)) as file:
                 config[split] = json.load(file)
         both = {**config["train"], "eval_path": config["validation"]["path"]}
         with open(self.dataset(tokens, number), "w") as file:
             json.dump(both, file, indent=1)
+
+    def _encode(self, source, name, tokens, folder, *flags):
+        """A JSONL file as TFRecords in a folder; returns the path of their dataset config."""
+        config = f"{folder}/{name}.json"
+        self.stages.run(f"{os.path.basename(folder)}_{name}", "datasets/create_tfrecords.py",
+                        "--input_dir", source, "--name", name, "--output_dir", folder, "--encoder",
+                        self.path(f"{tokens}.json"), "--chunk_size", 512, "--overwrite",
+                        "--write_dataset_config", config, "--processes", 1, *flags)
+        return config
 
     def dataset(self, tokens, number):
         """The dataset config of an amount of texts in a tokenizer's tokens."""
@@ -208,6 +189,24 @@ class Experiment:
                         "demo_student", [
             texts, f"clip.teacher={self.run_path(name)}", *self.args.set_student])
             for name in names])
+        if "gptc_text" in self.args.rows:
+            self._make_text_student()
+
+    def _make_text_student(self):
+        """A student that reads CLIP's captions and the other students' texts, half and half."""
+        from configs import schema
+
+        towers = {name: schema.load(os.path.join(self.run_path(name), "config.json"))
+                  for name in ("clip", "student")}
+        section = {"control": "text_only", "out": towers["clip"].clip_out,
+                   "window": towers["student"].clip.window}
+        datasets = [self.dataset("clip", max(self.args.texts)),
+                    self.path("captions", "captions.json")]
+        # What the section says of distillation is not for it.
+        alike = [change for change in self.args.set_student if not change.startswith("clip.")]
+        self.train("student_text", "demo_student", [
+            f"datasets={json.dumps(datasets)}", f"clip={json.dumps(section)}", *alike,
+            *self.args.set_text])
 
     def _randoms(self):
         return self.args.teachers if any("random" in row for row in self.args.rows) else 0
@@ -221,11 +220,11 @@ class Experiment:
     def _language_model(self, row, size, number, seed):
         """(name, config, changes) of a run."""
         tokens = "bytes" if row == "gpt_bytes" else "clip"
-        students = {"student": self.run_path("student")}
+        students = {"student": self.run_path("student"), "text": self.run_path("student_text")}
         if self.args.teachers:
             students["random"] = self.run_path(
                 f"student_random{(seed - 1) % self.args.teachers}")
-        steps = self.args.steps
+        steps = dict(zip(self.args.texts, self.args.steps, strict=True))[number]
         changes = [f'datasets=["{self.dataset(tokens, number)}"]', f"seed={seed}",
                    f"train_steps={steps}", "sample_tokens=0",
                    f"steps_per_checkpoint={-(-steps // self.args.evaluations)}"]

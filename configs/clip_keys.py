@@ -15,8 +15,8 @@ class ClipKeys(Keys):
     """The keys inside of the section."""
 
     out: int | None = Field(
-        None, ge=1, description="Width of the embeddings that pictures and texts share; null is "
-                                "n_embd.")
+        None, ge=1, description="Width of the embeddings that pictures and texts share, or of what "
+                                "a student of texts alone says; null is n_embd.")
     image_tower: Literal["conv", "vit"] = Field(
         "conv", description="A small convolutional network or a vision transformer.")
     image_size: int = Field(
@@ -84,9 +84,11 @@ class ClipKeys(Keys):
                                "compare, spread evenly over its rows.")
     temperature: float = Field(
         0.1, gt=0, description="Temperature of the contrastive loss.")
-    control: Literal["none", "shuffled"] = Field(
-        "none", description='"shuffled": the student reads another row of the batch, to see what '
-                            "its knowledge of this one is worth.")
+    control: Literal["none", "shuffled", "text_only"] = Field(
+        "none", description='Of a GPT-C "shuffled": the student reads another row of the batch, to '
+                            "see what its knowledge of this one is worth. Of a student "
+                            '"text_only": it has no teacher, and learns to predict the next '
+                            "token.")
 
 
 class ClipSection(Keys):
@@ -107,16 +109,24 @@ KEYS_OF = {
     "GPT": (),
     "clip": (*TOWER_KEYS, "zero_shot", "probe_words"),
     "clip_student": ("teacher", "window", "windows", "positions", "distillation",
-                     "probe_words"),
+                     "probe_words", "control"),
     "gpt_c": ("student", "mode", "loss", "layer", "weight", "weight_warmup", "weight_end",
               "target", "samples", "temperature", "control"),
 }
+
+# Those of a student that learns from texts alone.
+_TEXT_ONLY_KEYS = ("out", "window", "control")
 
 # Keys of a GPT that the CLIP towers have nothing for, with what the towers have.
 _NOT_OF_TOWERS = {
     "embed_dropout": 0.0, "res_dropout": 0.0, "attn_dropout": 0.0, "no_weight_tie": False,
     "scale_by_depth": False, "scale_by_in": False, "initializer_range": 0.02,
 }
+
+
+def keys_of(config: Any) -> tuple[str, ...]:
+    """The section's keys that a run of its kind has."""
+    return _TEXT_ONLY_KEYS if config.text_only else KEYS_OF[config.model]
 
 
 def check(config: Any) -> None:
@@ -126,10 +136,14 @@ def check(config: Any) -> None:
         UserError: names the key and the remedy.
     """
     for key in sorted(config.clip.model_fields_set):
-        if key not in KEYS_OF[config.model]:
-            kinds = [kind for kind, names in KEYS_OF.items() if key in names]
-            raise UserError(f"clip.{key}: belongs to model {' or '.join(kinds)}, not "
-                            f"{config.model}; remove it")
+        if key in keys_of(config):
+            continue
+        if config.text_only:
+            raise UserError(f'clip.{key}: a student with clip.control "text_only" learns from '
+                            "texts alone and has none of it; remove it")
+        kinds = [kind for kind, names in KEYS_OF.items() if key in names]
+        raise UserError(f"clip.{key}: belongs to model {' or '.join(kinds)}, not {config.model}; "
+                        "remove it")
     if config.model == "GPT":
         return
     {"clip": _check_clip, "clip_student": _check_student, "gpt_c": _check_gpt_c}[config.model](
@@ -166,6 +180,12 @@ def _check_clip(config: Any) -> None:
 def _check_student(config: Any) -> None:
     _check_tower(config, "rotary")
     clip = config.clip
+    if clip.control == "shuffled":
+        raise UserError('clip.control: "shuffled" is for model gpt_c; a student has "text_only"')
+    if config.n_ctx < clip.window:
+        raise UserError(f"n_ctx: {config.n_ctx} is less than clip.window = {clip.window}")
+    if config.text_only:
+        return
     if not clip.teacher:
         raise UserError("clip.teacher: missing; give the model_path of a CLIP run")
     if not clip.windows and not clip.positions:
@@ -173,8 +193,6 @@ def _check_student(config: Any) -> None:
     if clip.positions and config.n_ctx <= clip.window:
         raise UserError(f"n_ctx: {config.n_ctx} leaves nothing past the window of {clip.window} "
                         "tokens to read; make it several windows, or set clip.positions to 0")
-    if config.n_ctx < clip.window:
-        raise UserError(f"n_ctx: {config.n_ctx} is less than clip.window = {clip.window}")
 
 
 def _check_gpt_c(config: Any) -> None:
@@ -190,6 +208,9 @@ def _check_gpt_c(config: Any) -> None:
                         f"weight_warmup = {clip.weight_warmup}")
     if clip.target >= config.n_ctx:
         raise UserError(f"clip.target: {clip.target} is not less than n_ctx = {config.n_ctx}")
+    if clip.control == "text_only":
+        raise UserError('clip.control: "text_only" is for model clip_student; give the model_path '
+                        "of such a student as clip.student")
     if clip.control == "shuffled" and min(config.train_batch_size, config.eval_batch_size) < 2:
         raise UserError('clip.control: "shuffled" takes another row of the batch, and there is but '
                         "one; raise the batch sizes to 2 or more")

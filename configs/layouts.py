@@ -237,7 +237,8 @@ def _sizes(config: Any, dimension: str) -> list[tuple[str, int]]:
         return _sizes(config, _OF_TOWER[dimension]) if has else []
     clip = config.clip
     return {
-        "clip_out": [("clip.out", config.clip_out)] if config.model == "clip" else [],
+        "clip_out": ([("clip.out", config.clip_out)]
+                     if config.model == "clip" or config.text_only else []),
         "clip_image_embd": [("clip.image_width", clip.image_width)],
         "clip_image_heads": [("clip.image_heads", clip.image_heads)],
         "clip_image_intermediate": [("4 × clip.image_width", 4 * clip.image_width)],

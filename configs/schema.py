@@ -88,8 +88,13 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
         return self.model in ("GPT", "gpt_c")
 
     @property
+    def text_only(self) -> bool:
+        """Whether it is a student that learns from texts alone, with no teacher: a control."""
+        return self.model == "clip_student" and self.clip.control == "text_only"
+
+    @property
     def clip_out(self) -> int:
-        """Width of a CLIP model's embeddings."""
+        """Width of a CLIP model's embeddings, or of what a student of texts alone says."""
         return self.clip.out or self.n_embd
 
     @property
@@ -151,7 +156,7 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
         parts = {"clip": clip_keys.TOWER_KEYS, "clip_student": ["window"],
                  "gpt_c": ["mode", "layer"]}.get(self.model, [])
         facts.update({f"clip.{key}": getattr(self.clip, key) for key in parts})
-        if self.model == "clip":
+        if self.model == "clip" or self.text_only:
             facts["clip.out"] = self.clip_out
         # The window is a property of the weights only where they hold a row for each position.
         if self.position == "learned":
@@ -175,7 +180,7 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
     def _values(self) -> dict[str, Any]:
         """Every key that this kind of model has, as JSON data."""
         values = self.model_dump(mode="json")
-        values["clip"] = {key: values["clip"][key] for key in clip_keys.KEYS_OF[self.model]}
+        values["clip"] = {key: values["clip"][key] for key in clip_keys.keys_of(self)}
         if not values["clip"]:
             del values["clip"]
         return values

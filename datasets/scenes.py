@@ -4,7 +4,8 @@
 
 The same seed gives the same bytes, and a larger number the same first ones. In --out:
 pictures_{train,val,heldout}_<i>_<records>.tfrecords (tf.train.Example: image, a PNG; caption,
-several, the first complete; scene, JSON), texts_{train,val,heldout}.jsonl ("text"),
+several, the first complete; scene, JSON), captions_train.jsonl ("text": each caption of the
+pictures for training, in their order), texts_{train,val,heldout}.jsonl ("text"),
 {cloze,statements}_{dev,test}.jsonl, zero_shot.jsonl with zero_shot_val.tfrecords (image, colour,
 shape), contact_sheet.png and, when all is whole, manifest.json. Some combinations of colour and
 shape occur in all pictures, but in no text save those of texts_heldout.jsonl. Pictures come in
@@ -26,7 +27,7 @@ CLOZE_SPLITS = ["dev", "test"]
 BATCH = 256  # pictures rendered at a time
 OURS = re.compile(r"(pictures_(train|val|heldout)_\d+_\d+\.tfrecords|texts_(train|val|heldout)"
                   r"\.jsonl|(cloze|statements)_(dev|test)\.jsonl|zero_shot(_val\.tfrecords|\.jsonl)"
-                  r"|contact_sheet\.png|manifest\.json)(\.tmp)?")
+                  r"|captions_train\.jsonl|contact_sheet\.png|manifest\.json)(\.tmp)?")
 SHEET = {"train": (24, "training pictures", "the first caption is complete; texts tell of these "
                    "scenes unless a combination is held out"),
          "heldout": (12, "held-out combinations", "each picture shows a color and a shape that no "
@@ -200,6 +201,17 @@ def write_pictures(args, directory, split, encode_png, bar):
     return shards
 
 
+def write_captions(args, directory):
+    """Writes the captions of the pictures for training; returns their file's facts."""
+    from scenes_captions import captions
+    from scenes_groups import scene_of
+    made = (scene_of(args.seed, "train", number, args.hard_groups)
+            for number in range(args.pictures))
+    name = "captions_train.jsonl"
+    return {"file": name, "captions": directory.write_lines(name, (
+        {"text": text} for scene, rng in made for text in captions(rng, scene, args.captions)))}
+
+
 def write_texts(args, directory, split, bar):
     """Writes a split's texts; returns their facts for the manifest."""
     from scenes_sample import stream
@@ -248,6 +260,7 @@ def run(args):
         with tqdm(total=total, desc=what, unit=f" {what}", disable=None) as bar:
             for split in SPLITS:
                 made[what][split] = write(split, bar)
+    made["captions_train"] = write_captions(args, directory)
     for what in ("cloze", "statements"):
         for split in CLOZE_SPLITS:
             name = f"{what}_{split}.jsonl"

@@ -69,6 +69,27 @@ class Student:
 
         return self._stack(ctx, tokens, attend)
 
+    def statistics(self, ctx, mean, deviation):
+        """What its outputs are standardised by, kept with its weights: they are never trained.
+
+        Args:
+          ctx: a models.layers.Context.
+          mean, deviation: of a new student: numbers, or numpy [clip_out].
+
+        Returns:
+          two float32 [clip_out].
+        """
+        with tf.variable_scope(self.scope, reuse=tf.AUTO_REUSE):
+            # In float32 whatever the precision: a rounded mean would shift what it is taken from.
+            return [ctx.variable(name, [self.out], layers.constant(value), trainable=False,
+                                 dtype=tf.float32)
+                    for name, value in (("target_mean", mean), ("target_deviation", deviation))]
+
+    def table(self, ctx):
+        """The token table, [clip_vocab, clip_embd]."""
+        with tf.variable_scope(self.scope, reuse=tf.AUTO_REUSE):
+            return ctx.variable("wte", [self.vocab, self.embd], layers.normal(0.02))
+
     def outputs_incremental(self, ctx, tokens, index, caches):
         """What the student says at new tokens, given the caches of earlier ones.
 
@@ -99,11 +120,38 @@ class Student:
 
     def _stack(self, ctx, tokens, attend):
         sizes = self.sizes
+        x = ops.gather(self.table(ctx), tokens, self.vocab, name="wte")
         with tf.variable_scope(self.scope, reuse=tf.AUTO_REUSE):
-            table = ctx.variable("wte", [self.vocab, self.embd], layers.normal(0.02))
-            x = ops.gather(table, tokens, self.vocab, name="wte")
             for layer in range(sizes.layers):
                 x = self.blocks(ctx, x, layer, attend)
             x = layers.layer_norm(ctx, x, self.embd, "norm_f", 1e-5)
             return layers.dense(ctx, x, [self.embd], [self.out], "projection",
                                 sizes.width ** -0.5)
+
+
+class Reader:
+    """A student as a language model: from its outputs alone the next token has to be told.
+
+    It has what losses ask of a models.gpt.GPT. Its head, a projection to the student's token table,
+    has a scope of its own: who takes the student leaves the head behind.
+
+    Args:
+      student: a Student.
+      n_valid: how many of the vocabulary's ids the encoder has.
+    """
+
+    def __init__(self, student, n_valid):
+        self.student, self.vocab, self.n_valid = student, student.vocab, n_valid
+
+    def hidden(self, ctx, tokens):
+        """What the student says: int32 [batch, clip_sequence] -> [..., clip_out]."""
+        return self.student.outputs(ctx, tokens)
+
+    def logits(self, ctx, hidden):
+        """Scores of the next token. [..., clip_out] -> [..., clip_vocab]."""
+        student = self.student
+        with tf.variable_scope("text_head", reuse=tf.AUTO_REUSE):
+            x = layers.dense(ctx, hidden, [student.out], [student.embd], "projection",
+                             student.out.size ** -0.5)
+        table = mtf.transpose(student.table(ctx), mtf.Shape([student.embd, self.vocab]))
+        return ops.dense(x, table, None, [student.embd], name="head")

@@ -39,6 +39,28 @@ def cosine(predicted, target, dim):
                           reduced_dim=dim)
 
 
+def moments(x, mask, dim):
+    """How far the features along `dim` are from a mean of 0 and a variance of 1 over positions.
+
+    Args:
+      x: [..., dim].
+      mask: float32 [...]: 1 at positions that count, 0 elsewhere.
+      dim: the features.
+
+    Returns:
+      a float32 scalar: mean² + (variance − 1)², averaged over `dim`, times the valid positions of
+      the microbatch.
+    """
+    x, count = mtf.cast(x, tf.float32), mtf.reduce_sum(mask)
+
+    def mean(values):
+        return mtf.reduce_sum(values * mask, output_shape=[dim]) / (count + 1e-9)
+
+    centre = mean(x)
+    each = mtf.square(centre) + mtf.square(mean(mtf.square(x - centre)) - 1.0)
+    return mtf.reduce_sum(each) / dim.size * count
+
+
 def contrastive(predicted, targets, mask, temperature):
     """InfoNCE: each prediction has to find its own target among those of all slices.
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import re
 
 import pytest
 
@@ -73,10 +75,69 @@ def test_every_row_asks_for_what_main_takes(tmp_path):
         _, config, changes = experiment._language_model(row, "2x64", 600, seed=2)
         values = [change for change in changes if not change.startswith("datasets=")]
         found = schema.load(config, values)
-        assert found.seed == 2 and found.n_layer == 2 and found.train_steps == args.steps
+        assert found.seed == 2 and found.n_layer == 2 and found.train_steps == 300
         assert len(found.eval_tasks) == 3
         assert found.model == ("GPT" if row in ("gpt", "gpt_bytes") else "gpt_c")
         if found.model == "gpt_c":
-            assert found.clip.student.endswith("student_random1" if "random" in row else "student")
+            assert os.path.basename(found.clip.student) == {
+                "gptc_text": "student_text"}.get(row, "student_random1" if "random" in row
+                                                 else "student")
             assert found.clip.mode == ("input" if "input" in row else "loss")
             assert found.clip.control == ("shuffled" if "shuffled" in row else "none")
+
+
+def test_each_amount_of_texts_may_have_its_steps(capsys):
+    def steps(*flags):
+        args = clip_experiment.parse_args(["--data", "d", "--out", "o", *flags])
+        made = clip_experiment.Experiment.__new__(clip_experiment.Experiment)
+        made.args, made.out, made._data = args, "o", "d"
+        found = [made._language_model("gptc", "4x128", number, 1)[2] for number in args.texts]
+        return [[change for change in changes
+                 if re.match(r"(train_steps|steps_per_checkpoint|clip.weight_end)=", change)]
+                for changes in found]
+
+    assert steps("--texts", "600", "2000", "--steps", "300", "900", "--evaluations", "3") == [
+        ["train_steps=300", "steps_per_checkpoint=100", "clip.weight_end=300"],
+        ["train_steps=900", "steps_per_checkpoint=300", "clip.weight_end=900"]]
+    assert steps("--texts", "600", "2000", "--steps", "30") == 2 * [
+        ["train_steps=30", "steps_per_checkpoint=30", "clip.weight_end=30"]]
+    with pytest.raises(SystemExit):
+        steps("--texts", "600", "--steps", "300", "900")
+    assert "--steps has 2 numbers and --texts 1" in capsys.readouterr().err
+
+
+def test_changes_against_each_control(results):
+    for seed, loss, answers in ((1, 2.0, 3.5), (2, 2.44, 4.5)):
+        folder = results / clip_experiment.run_name("gptc_text", "4x128", 600, seed)
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(json.dumps(line(100, loss, answers)) + "\n")
+    args = argparse.Namespace(**{**vars(ARGS), "rows": ["gpt", "gptc", "gptc_text"]})
+    text = clip_experiment_report.write(args, str(results))
+    assert "GPT-C against GPT-C, student of texts alone: validation loss, nats -0.100 ± 0.000 " \
+           "(standard error), by seed -0.10 -0.10; statements: loss on the answer, nats -0.600 " \
+           "± 0.100 (standard error), by seed -0.50 -0.70." in text
+    assert text.count(" against ") == 2
+
+
+def test_the_student_of_texts_alone_is_like_the_others(tmp_path, monkeypatch):
+    """Its config is one that is taken, with CLIP's width, the student's window and its steps."""
+    import clip_runs
+
+    from configs import schema
+
+    clip_runs.teacher(tmp_path, 259, out=20)
+    os.rename(tmp_path / "teacher", tmp_path / "clip")
+    clip_runs.student(tmp_path / "student")
+    args = clip_experiment.parse_args([
+        "--data", str(tmp_path), "--out", str(tmp_path), "--rows", "gptc_text", "--texts", "7", "9",
+        "--set_student", "train_steps=60", "--set_student", "clip.positions=3", "--set_text",
+        "lr=1e-3"])
+    experiment, runs = clip_experiment.Experiment(args), []
+    monkeypatch.setattr(experiment, "train", lambda *run, **keys: runs.append(run))
+    experiment.make_students()
+    (name, config, changes), = [run for run in runs if run[0] == "student_text"]
+    assert changes[0] == f'datasets=["{tmp_path}/texts_9/clip.json", ' \
+                         f'"{tmp_path}/captions/captions.json"]'
+    found = schema.load(config, changes[1:])
+    assert found.text_only and (found.clip.out, found.clip.window) == (20, 5)
+    assert (found.train_steps, found.train_batch_size, found.lr) == (60, 8, 1e-3)

@@ -48,7 +48,8 @@ def world(tmp_path_factory):
 
 def test_files_hold_what_the_manifest_says(world):
     manifest = json.loads((world / "manifest.json").read_text())
-    names = {"manifest.json", "contact_sheet.png", "zero_shot.jsonl", "zero_shot_val.tfrecords"}
+    names = {"manifest.json", "contact_sheet.png", "zero_shot.jsonl", "zero_shot_val.tfrecords",
+             manifest["captions_train"]["file"]}
     for split, number in (("train", 60), ("val", 3), ("heldout", 3)):
         shards = manifest["pictures"][split]
         assert sum(shard["records"] for shard in shards) == number
@@ -103,6 +104,15 @@ def test_records_hold_png_captions_and_scene(world):
         assert 1 < len(record["caption"]) <= 6
         for line in record["caption"]:
             check(scene, line.decode())
+
+
+def test_captions_of_training_pictures_are_a_text(world):
+    lines = [json.loads(line) for line in (world / "captions_train.jsonl").open()]
+    assert lines == [{"text": caption.decode()} for i, n in enumerate((25, 25, 10))
+                     for record in records(world / f"pictures_train_{i}_{n}.tfrecords")
+                     for caption in record["caption"]]
+    assert json.loads((world / "manifest.json").read_text())["captions_train"] == {
+        "file": "captions_train.jsonl", "captions": len(lines)}
 
 
 def test_contact_sheet_opens(world):
@@ -176,7 +186,7 @@ def test_hard_groups_change_pictures_alone(world, tmp_path):
     assert json.loads((tmp_path / "manifest.json").read_text())["group"] == 1
     plain, hard = files(tmp_path), files(world)
     differing = {name for name in plain if plain[name] != hard[name]}
-    assert {name.partition("_")[0] for name in differing} == {"pictures", "contact",
+    assert {name.partition("_")[0] for name in differing} == {"pictures", "captions", "contact",
                                                               "manifest.json"}
 
 

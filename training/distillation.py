@@ -232,9 +232,4 @@ class Distillation(Objective):
 
     def _statistics(self, ctx):
         """The targets' mean and deviation, [clip_out] each, kept with the student's weights."""
-        with tf.variable_scope(self.student.scope, reuse=tf.AUTO_REUSE):
-            # In float32 whatever the precision: a rounded mean would shift what it is taken from.
-            return [ctx.variable(name, [self.student.out], layers.constant(value),
-                                 trainable=False, dtype=tf.float32)
-                    for name, value in (("target_mean", self.mean),
-                                        ("target_deviation", self.deviation))]
+        return self.student.statistics(ctx, self.mean, self.deviation)

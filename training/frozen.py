@@ -67,7 +67,7 @@ def of_run(config, new=False):
       UserError: there is no such run, it is of another kind, it has no checkpoint, or the layout
         cannot split its weights.
     """
-    if config.model not in SOURCES:
+    if config.model not in SOURCES or config.text_only:
         return None
     key, kind, scope = SOURCES[config.model]
     own = os.path.join(config.model_path, key)

@@ -10,17 +10,18 @@ class Language(Objective):
     """Next-token prediction."""
 
     shown = ("perplexity", "bits_per_byte")
+    positions = "sequence"  # the name of the rows' second dimension
 
     def __init__(self, config, facts, frozen=None):
         super().__init__(config, facts, frozen)
         self.model = language_models.build(config, facts.n_vocab, frozen)
 
     def features(self, mesh, features, step):
-        """tokens, targets and mask, each [batch, sequence]; counts {"lm"}."""
+        """tokens, targets and mask, each [batch, <positions>]; counts {"lm"}."""
         del step
         tokens, valid = features["tokens"], features["valid"]
         mask = tf.sequence_mask(valid, self.config.n_ctx, tf.float32)
-        dims = ["batch", "sequence"]
+        dims = ["batch", self.positions]
         rows = {"tokens": (tokens[:, :-1], dims), "targets": (tokens[:, 1:], dims),
                 "mask": (mask, dims)}
         return self.import_rows(mesh, rows), {"lm": tf.cast(tf.reduce_sum(valid), tf.float32)}

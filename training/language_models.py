@@ -5,7 +5,7 @@ from training import frozen
 
 
 def build(config, n_valid, taken=None):
-    """The language model of a config: a models.gpt.GPT, or one that hears a student.
+    """The language model of a config: a models.gpt.GPT, one that hears a student, or a student.
 
     Args:
       config: the run's config.
@@ -13,6 +13,9 @@ def build(config, n_valid, taken=None):
       taken: the training.frozen.Frozen weights of its student; by default those in the run's
         directory, if its kind needs them to predict.
     """
+    if config.text_only:
+        return clip_student.Reader(student(config, config.clip_out, config.recompute_grad),
+                                   n_valid)
     if config.model == "gpt_c" and config.clip.mode == "input":
         taken = taken or frozen.of_run(config)
         return gpt_c.GPTWithStudent(config, n_valid, frozen_student(taken), taken.initializer)
@@ -24,7 +27,7 @@ def student(config, out, recompute=False):
 
     Args:
       config: the student's config.
-      out: the width of its teacher's embeddings.
+      out: the width of its outputs, which are its teacher's embeddings if it has one.
       recompute: see Student.
     """
     return clip_student.Student(clip_student.StudentSizes(

@@ -4,6 +4,7 @@ from training.contrastive import Contrastive
 from training.distillation import Distillation
 from training.language import Language
 from training.supervision import Supervision
+from training.text_student import TextStudent
 
 _KINDS = {"GPT": Language, "clip": Contrastive, "clip_student": Distillation,
           "gpt_c": Supervision}
@@ -21,5 +22,7 @@ def of_run(config, facts, frozen=None):
       a training.objective.Objective. A CLIP supervision of weight 0 is not built: the run is the
       plain GPT's, to the bit.
     """
+    if config.text_only:
+        return TextStudent(config, facts)
     plain = config.model == "gpt_c" and (config.clip.mode == "input" or not config.clip.weight)
     return (Language if plain else _KINDS[config.model])(config, facts, frozen)
