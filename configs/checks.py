@@ -14,6 +14,8 @@ def check(config: Any) -> None:
         UserError: names the first key that has to change, and how.
     """
     _check_heads(config)
+    _check_positions(config)
+    _check_gate(config)
     _check_attention(config)
     _check_steps(config)
     clip_keys.check(config)
@@ -32,6 +34,25 @@ def _check_heads(config: Any) -> None:
     if config.position == "rotary" and not config.rotary_dims and config.head_size % 2:
         raise UserError(f"rotary_dims: the size of a head, {config.head_size}, is odd; "
                         "give an even rotary_dims")
+
+
+def _check_positions(config: Any) -> None:
+    if config.axial_dims is None:
+        return
+    if config.position != "axial":
+        raise UserError(f'axial_dims: position is "{config.position}", which has none; remove it '
+                        'or set position to "axial"')
+    rows, columns = config.axial_dims
+    if rows * columns != config.n_ctx:
+        raise UserError(f"axial_dims: {rows} × {columns} is {rows * columns} and not n_ctx = "
+                        f"{config.n_ctx}")
+
+
+def _check_gate(config: Any) -> None:
+    if config.mlp_glu and config.activation_function in (
+            "softmax", "log_softmax", "logsoftmax"):
+        raise UserError(f"activation_function: {config.activation_function} is no gate, since it "
+                        "mixes features; take another or set mlp_glu to false")
 
 
 def _check_attention(config: Any) -> None:

@@ -120,7 +120,10 @@ _TEXT_ONLY_KEYS = ("out", "window", "control")
 # Keys of a GPT that the CLIP towers have nothing for, with what the towers have.
 _NOT_OF_TOWERS = {
     "embed_dropout": 0.0, "res_dropout": 0.0, "attn_dropout": 0.0, "no_weight_tie": False,
-    "scale_by_depth": False, "scale_by_in": False, "initializer_range": 0.02,
+    "scale_by_depth": False, "scale_by_in": False, "initializer_range": 0.02, "norm": "layer",
+    "rezero": False, "parallel_residual": "none", "macaron": False, "mlp_glu": False,
+    "intermediate_size": 0, "share_parameters": False, "rotary_base": 10000.0,
+    "rotary_style": "halves",
 }
 
 

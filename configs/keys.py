@@ -19,7 +19,16 @@ MeshShape = Annotated[str, BeforeValidator(lambda value: pairs_text(parse_mesh_s
 Layout = Annotated[str, BeforeValidator(lambda value: pairs_text(parse_layout(value)))]
 Activation = Literal["gelu", "gelu_exact", "quick_gelu", "relu", "relu6", "squared_relu",
                      "leaky_relu", "elu", "selu", "silu", "swish", "mish", "tanh", "sigmoid",
-                     "softplus", "softsign", "linear"]
+                     "hard_sigmoid", "log_sigmoid", "softplus", "softsign", "exponential",
+                     "softmax", "log_softmax", "linear",
+                     # GPT-Neo's names.
+                     "id", "abs", "sign", "sin", "cos", "lrelu001", "lrelu020", "triangle_relax",
+                     "square_relax", "spike", "spike2", "tanhshrink", "bipolarsigmoid", "elish",
+                     "arcsinh", "maxsig", "maxtanh", "minsin", "cosid", "tanhexp", "lisht",
+                     "seagull", "snake", "roottanh", "softplusmone", "logsoftmax"]
+AxialDims = Annotated[list[int] | None, BeforeValidator(values.axial_dims)]
+Parallel = Annotated[Literal["none", "one_norm", "two_norms"],
+                     BeforeValidator(values.parallel_residual)]
 
 
 class Keys(BaseModel):
@@ -49,17 +58,50 @@ class ModelKeys(Keys):
     attention_types: AttentionTypes = Field(
         None, description='Kind of attention of each layer, as in [[["global"], 12]]; null is '
                           'all global, the only kind in this release.')
-    position: Literal["learned", "rotary"] = Field(
-        "learned", description="A learned table of positions, or rotations of queries and keys.")
+    position: Literal["learned", "rotary", "axial", "none"] = Field(
+        "learned", description="A learned table of positions, rotations of queries and keys, the "
+                               "mean of two small tables for the rows and columns of a grid, or "
+                               "nothing.")
+    axial_dims: AxialDims = Field(
+        None, description="Sizes of the two tables of axial positions, whose product is n_ctx; "
+                          "null is as near to each other as can be.")
     rotary_dims: int = Field(
         0, ge=0, description="Features of a head that rotate (an even number); 0 is the whole "
                              "head.")
+    rotary_base: float = Field(
+        10000.0, gt=1, description="How much longer the longest wavelength of rotary positions is "
+                                   "than the shortest.")
+    rotary_style: Literal["halves", "interleaved"] = Field(
+        "halves", description="Which features rotate as a pair: those of a head's two halves, as "
+                              "in GPT-NeoX, or neighbours, as in GPT-J.")
+    norm: Literal["layer", "rms", "scale", "centred_scale"] = Field(
+        "layer", description="Layer norms, root-mean-square norms, such with one gain for all "
+                             "features (Nguyen & Salazar's ScaleNorm), or in blocks layer norms "
+                             "with one gain and no bias (GPT-Neo's scalenorm).")
+    rezero: bool = Field(
+        False, description="Whether blocks have, in place of norms, a trained scalar, at first 0, "
+                           "on what each part adds to the residual stream.")
+    parallel_residual: Parallel = Field(
+        "none", description="Whether attention and the feed-forward part read the same input: "
+                            "through one norm (GPT-J's; true says it too) or one each "
+                            "(GPT-NeoX's).")
+    macaron: bool = Field(
+        False, description="Whether a block has a feed-forward part before attention too, and adds "
+                           "half of each.")
+    mlp_glu: bool = Field(
+        False, description="Whether the feed-forward part is gated by activation_function: GEGLU, "
+                           "SwiGLU (silu), ReGLU.")
+    intermediate_size: int = Field(
+        0, ge=0, description="Hidden width of the feed-forward part, after the gate if it is "
+                             "gated; 0 is 4 × n_embd.")
+    share_parameters: bool = Field(
+        False, description="Whether all blocks share one block's weights, as in ALBERT.")
     activation_function: Activation = Field(
         "gelu", description="Non-linearity of the feed-forward blocks; gelu is GPT-2's tanh form.")
     no_weight_tie: bool = Field(
         False, description="Whether the output head has weights of its own, not the token table's.")
     layer_norm_epsilon: float = Field(
-        1e-5, gt=0, description="Added to the variance in layer norms.")
+        1e-5, gt=0, description="Added to the variance, or mean square, in norms.")
 
 
 class InitKeys(Keys):

@@ -36,7 +36,12 @@ DIMENSIONS = {
                      ("GPT", *TOWERS)),
     "heads": Dimension("n_head", "attention heads", True),
     "features_per_head": Dimension("n_embd / n_head", "width of one head", True),
-    "intermediate_expanded": Dimension("4 × n_embd", "hidden width of a feed-forward block", True),
+    "intermediate_expanded": Dimension("intermediate_size, or 4 × n_embd",
+                                       "hidden width of a feed-forward block", True),
+    "glu": Dimension("2", "value and gate of a gated feed-forward block, packed into one weight",
+                     False),
+    "axial_dim_0": Dimension("axial_dims", "rows of the first table of axial positions", False),
+    "axial_dim_1": Dimension("axial_dims", "rows of the second one", False),
     "clip_embd": Dimension("n_embd", "width of the text tower, student or teacher", True, TOWERS),
     "clip_heads": Dimension("n_head", "its attention heads", True, TOWERS),
     "clip_features_per_head": Dimension("n_embd / n_head", "width of one of its heads", False,
@@ -72,9 +77,10 @@ _OF_TOWER = {"clip_embd": "embd", "clip_heads": "heads", "clip_vocab": "vocab",
 TENSORS = {
     "the token table": ("vocab", "embd"),
     "the position table": ("embed_sequence", "embd"),
+    "the axial position tables": ("axial_dim_0", "axial_dim_1", "embd"),
     "the query, key and value weights": ("embd", "qkv", "heads", "features_per_head"),
     "the attention output weights": ("heads", "features_per_head", "embd"),
-    "the feed-forward weights": ("embd", "intermediate_expanded"),
+    "the feed-forward weights": ("embd", "glu", "intermediate_expanded"),
     "the residual stream": ("batch", "sequence", "embd"),
     "the queries": ("batch", "sequence", "heads", "features_per_head"),
     "the keys and values": ("batch", "memory_length", "heads", "features_per_head"),
@@ -250,7 +256,8 @@ def _sizes(config: Any, dimension: str) -> list[tuple[str, int]]:
         "vocab": [("the padded n_vocab", config.n_vocab_padded)],
         "heads": [("n_head", config.n_head)],
         "features_per_head": [("n_embd / n_head", config.head_size)],
-        "intermediate_expanded": [("4 × n_embd", 4 * config.n_embd)],
+        "intermediate_expanded": [("intermediate_size" if config.intermediate_size
+                                   else "4 × n_embd", config.intermediate)],
     }[dimension]
 
 

@@ -7,6 +7,12 @@ from configs.messages import shown
 
 RENAMED = {"activation_fn": "activation_function"}
 
+# Former switches: (the key of today, its value for true, for false).
+SWITCHES = {
+    "rotary_emb": ("position", "rotary", "learned"),
+    "scalenorm": ("norm", "centred_scale", "layer"),
+}
+
 # Values that meant the same under another name, or by being null.
 VALUES = {
     ("model", "GPT2"): "GPT",
@@ -16,6 +22,7 @@ VALUES = {
     ("weight_decay", None): 0.0,
     ("precision", None): "float32",
     ("n_vocab", None): 0,
+    **{(key, None): False for key in ("macaron", "mlp_glu", "rezero", "share_parameters")},
 }
 
 # Nothing is lost when these are ignored. The reason is said in a note.
@@ -60,8 +67,7 @@ UNNEEDED = {
 
 # Ignoring these would change what the config means, unless they are off.
 UNSUPPORTED = (
-    "axial_pos_emb", "entmax_loss", "export", "macaron", "mlm_training", "mlp_glu",
-    "moe_layers", "num_mem_kv", "rezero", "scalenorm", "share_parameters", "slow_sampling",
+    "entmax_loss", "export", "mlm_training", "moe_layers", "num_mem_kv", "slow_sampling",
     "sampling_use_entmax", "auto_layout", "auto_layout_and_mesh_shape", "z_loss",
 )
 
@@ -88,16 +94,14 @@ def translate(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], l
         if key in UNNEEDED:
             unneeded.append(key)
             continue
-        name, value = _renamed(key, value)
-        if name is None:
-            continue
-        if name != key:
-            former[name] = key
-        value = _known_value(name, value)
-        if name in new and new[name] != value:
-            raise UserError(f"{key}: says {shown(value)} where {name} says {shown(new[name])}; "
-                            f"keep {name}")
-        new[name] = value
+        for name, meant in _renamed(key, value, values):
+            if name != key:
+                former[name] = key
+            meant = _known_value(name, meant)
+            if name in new and new[name] != meant:
+                raise UserError(f"{key}: says {shown(meant)} where {name} says {shown(new[name])}; "
+                                f"keep {name}")
+            new[name] = meant
     notes = []
     if unneeded:
         reasons = "; ".join(f"{key} ({UNNEEDED[key]})" for key in unneeded)
@@ -105,13 +109,21 @@ def translate(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], l
     return new, former, notes
 
 
-def _renamed(key: str, value: Any) -> tuple[str | None, Any]:
-    if key != "rotary_emb":
-        return RENAMED.get(key, key), value
+def _renamed(key: str, value: Any, values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The (key, value) pairs of today that say what a pair of `values` says."""
+    if key == "axial_pos_emb":
+        sizes = [("axial_dims", value)] if value is not True else []
+        return [("position", "axial"), *sizes] if value else []
+    if key not in SWITCHES:
+        return [(RENAMED.get(key, key), value)]
+    name, on, off = SWITCHES[key]
     if value not in (True, False, None):
-        raise UserError(f"rotary_emb: must be true or false, not {shown(value)}; "
-                        "the key is now position: \"rotary\" or \"learned\"")
-    return (None, None) if value is None else ("position", "rotary" if value else "learned")
+        raise UserError(f"{key}: must be true or false, not {shown(value)}; "
+                        f'the key is now {name}: "{on}" or "{off}"')
+    # Beside axial positions, no rotary ones are not learned ones.
+    if value is None or (key == "rotary_emb" and not value and values.get("axial_pos_emb")):
+        return []
+    return [(name, on if value else off)]
 
 
 def _known_value(key: str, value: Any) -> Any:

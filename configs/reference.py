@@ -21,6 +21,7 @@ keys are refused. A key whose default is **required** has to be given.
 
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 SPECIAL = {"attention_types": "list", "datasets": "list", "gpu_ids": "list", "eval_tasks": "list",
+           "axial_dims": "list or null",
            "clip": "section", "image_channels": "list", "probe_words": "list",
            "layer": "list", "mesh_shape": "text or pairs", "layout": "text or pairs",
            "about": "text or lines"}
@@ -108,7 +109,8 @@ def _legacy() -> str:
     return (
         "## Keys of older configs\n\n"
         "Renamed: `activation_fn` is `activation_function`; `rotary_emb: true` is "
-        "`position: \"rotary\"`.\n\n"
+        "`position: \"rotary\"`; `axial_pos_emb: [a, b]` is `position: \"axial\"` with "
+        "`axial_dims: [a, b]`; `scalenorm: true` is `norm: \"centred_scale\"`.\n\n"
         f"Values: {', '.join(values)}.\n\n"
         "Accepted and ignored, with a note:\n\n"
         + table(("Key", "Why"), [(f"`{key}`", why) for key, why in legacy.UNNEEDED.items()])

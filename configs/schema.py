@@ -79,8 +79,21 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
 
     @property
     def rotary_size(self) -> int:
-        """Features of a head that rotate; 0 with learned positions."""
+        """Features of a head that rotate; 0 with other positions than rotary ones."""
         return (self.rotary_dims or self.head_size) if self.position == "rotary" else 0
+
+    @property
+    def axial_shape(self) -> tuple[int, int]:
+        """(rows, columns) of the grid of axial positions."""
+        if self.axial_dims:
+            return self.axial_dims[0], self.axial_dims[1]
+        rows = next(n for n in range(math.isqrt(self.n_ctx), 0, -1) if self.n_ctx % n == 0)
+        return rows, self.n_ctx // rows
+
+    @property
+    def intermediate(self) -> int:
+        """Hidden width of the feed-forward part."""
+        return self.intermediate_size or 4 * self.n_embd
 
     @property
     def speaks(self) -> bool:
@@ -150,7 +163,8 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
     def architecture(self) -> dict[str, Any]:
         """What decides the shapes and the meaning of the weights, for checkpoints' fingerprints."""
         names = ["model", "n_layer", "n_head", "n_embd", "n_vocab", "n_vocab_padded", "pad_masked",
-                 "position", "activation_function", "no_weight_tie", "layer_norm_epsilon"]
+                 "position", "activation_function", "no_weight_tie", "layer_norm_epsilon",
+                 "norm", "rezero", "parallel_residual", "macaron", "mlp_glu", "share_parameters"]
         facts = {name: getattr(self, name) for name in names}
         facts["attention_types"] = list(self.attention_types)
         parts = {"clip": clip_keys.TOWER_KEYS, "clip_student": ["window"],
@@ -158,11 +172,17 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
         facts.update({f"clip.{key}": getattr(self.clip, key) for key in parts})
         if self.model == "clip" or self.text_only:
             facts["clip.out"] = self.clip_out
+        # 0, as in the keys, where it is the usual width: checkpoints agree however it was written.
+        usual = self.intermediate == 4 * self.n_embd
+        facts["intermediate_size"] = 0 if usual else self.intermediate
         # The window is a property of the weights only where they hold a row for each position.
         if self.position == "learned":
             facts["n_ctx"] = self.n_ctx
-        else:
-            facts["rotary_size"] = self.rotary_size
+        elif self.position == "axial":
+            facts["axial_dims"] = list(self.axial_shape)
+        elif self.position == "rotary":
+            facts.update(rotary_size=self.rotary_size, rotary_base=self.rotary_base,
+                         rotary_style=self.rotary_style)
         return facts
 
     def replace(self, **changes: Any) -> "RunConfig":

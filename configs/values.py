@@ -60,6 +60,23 @@ def attention_runs(layers: tuple[str, ...] | None) -> list | None:
     return runs
 
 
+def axial_dims(value: Any) -> list[int] | None:
+    """Two sizes, each 1 or more; None stays None."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(
+            type(size) is int and size > 0 for size in value):
+        raise ValueError(f"must be two sizes such as [32, 64], not {shown(value)}")
+    return list(value)
+
+
+def parallel_residual(value: Any) -> Any:
+    """true as "one_norm", false and null as "none"; anything else as it is."""
+    if value is None or isinstance(value, bool):
+        return "one_norm" if value else "none"
+    return value
+
+
 def datasets(value: Any) -> list[DatasetEntry]:
     """Entries from ids and [id, stitch, mode, weight]; a list's later items may be left out."""
     if not isinstance(value, list | tuple):

@@ -185,7 +185,7 @@ def transformer(embd, heads, intermediate, n_layers, activation, epsilon, prefix
       heads: how many heads share it.
       intermediate: the hidden dimension of the feed-forward part.
       n_layers: how many blocks there will be.
-      activation: a name in models.layers.ACTIVATIONS.
+      activation: a name in models.activations.ACTIVATIONS.
       epsilon: of the layer norms.
       prefix: of the names of dimensions: `<prefix>_heads`, `<prefix>_features_per_head`.
       recompute: in training, compute each block again in the backward pass.

@@ -23,7 +23,7 @@ class StudentSizes:
       out: width of the outputs: the teacher's.
       window: tokens that a token sees in each layer, itself included.
       rotary_dims: features of a head that rotate; even.
-      activation: a name in models.layers.ACTIVATIONS.
+      activation: a name in models.activations.ACTIVATIONS.
     """
 
     width: int = 512

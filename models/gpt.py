@@ -1,8 +1,10 @@
-"""GPT: pre-norm transformer blocks over embedded tokens (Radford et al. 2019, section 2.3)."""
+"""GPT: transformer blocks over embedded tokens (Radford et al. 2019, section 2.3)."""
+
+import dataclasses
 
 from mesh import ops
 from mesh.compat import mtf, tf
-from models import attention, blocks, layers
+from models import attention, blocks, layers, positions
 
 
 class GPT:
@@ -23,14 +25,14 @@ class GPT:
         self.vocab = mtf.Dimension("vocab", config.n_vocab_padded)
         self.heads = mtf.Dimension("heads", config.n_head)
         self.features = mtf.Dimension("features_per_head", config.head_size)
+        style = blocks.Style(**{field.name: getattr(config, field.name)
+                                for field in dataclasses.fields(blocks.Style)})
         self.blocks = blocks.Blocks(
             self.embd, self.heads, self.features,
-            mtf.Dimension("intermediate_expanded", 4 * config.n_embd),
+            mtf.Dimension("intermediate_expanded", config.intermediate),
             config.activation_function, config.layer_norm_epsilon, self._deviations(),
-            config.res_dropout, config.recompute_grad)
-        self.rotary_dims = 0
-        if config.position == "rotary":
-            self.rotary_dims = config.rotary_dims or config.head_size
+            config.res_dropout, config.recompute_grad, style)
+        self.rotary_dims = positions.rotary_of(config)
 
     def hidden(self, ctx, tokens):
         """Hidden states after the last block and its norm, for training and scoring.
@@ -109,17 +111,13 @@ class GPT:
         config = self.config
         with tf.variable_scope("gpt", reuse=tf.AUTO_REUSE):
             x = ops.gather(self._token_table(ctx), tokens, self.vocab, name="wte")
+            # Half of the tokens' scale, as in GPT-2.
+            stddev = config.initializer_range / 2
             if config.position == "learned":
                 length = mtf.Dimension("embed_sequence", config.n_ctx)
-                # Half of the tokens' scale, as in GPT-2.
-                table = ctx.variable("wpe", [length, self.embd],
-                                     layers.normal(config.initializer_range / 2))
-                # Looked up on every slice for all tokens, since a layout may split the table and
-                # the tokens over one axis.
-                everywhere = [mtf.Dimension(f"all_{d.name}", d.size) for d in position.shape.dims]
-                rows = ops.gather(table, mtf.reshape(position, mtf.Shape(everywhere)), length,
-                                  name="wpe")
-                x += mtf.reshape(rows, mtf.Shape(position.shape.dims + [self.embd]))
+                x += positions.learned(ctx, position, length, self.embd, stddev)
+            elif config.position == "axial":
+                x += positions.axial(ctx, position, config.axial_shape, self.embd, stddev)
             x = layers.dropout(ctx, x, config.embed_dropout, "embedding")
             if join:
                 x = join(ctx, x)
@@ -127,7 +125,9 @@ class GPT:
             for layer in range(config.n_layer):
                 x = self.blocks(ctx, x, layer, attend)
                 states.append(x)
-            return [*states, layers.layer_norm(ctx, x, self.embd, "norm_f")]
+            # GPT-Neo's scalenorm is one of blocks alone.
+            kind = "layer" if config.norm == "centred_scale" else config.norm
+            return [*states, layers.norm(ctx, x, self.embd, "norm_f", kind)]
 
     def _deviations(self):
         """`initializer_range`, or with `scale_by_in` 1/√fan_in of it, as in GPT-Neo.
@@ -137,6 +137,6 @@ class GPT:
         config = self.config
         depth = config.n_layer ** -0.5 if config.scale_by_depth else 1.0
         wide, wider = (config.initializer_range * (n ** -0.5 if config.scale_by_in else 1.0)
-                       for n in (config.n_embd, 4 * config.n_embd))
+                       for n in (config.n_embd, config.intermediate))
         return blocks.Blocks.Deviations(qkv=wide, attention_out=wide * depth, mlp_in=wide,
                                         mlp_out=wider * depth)

@@ -1,13 +1,11 @@
-"""The parts that every model is made of: variables, dense layers, norms, dropout, activations."""
+"""The parts that every model is made of: variables, dense layers, norms, dropout."""
 
 import dataclasses
 import zlib
 
-from tensorflow import nn
-
-from configs.errors import UserError
-from mesh import norms, ops, random, slices
+from mesh import norms, ops, random
 from mesh.compat import mtf, tf
+from mesh.slices import local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +79,43 @@ def dense(ctx, x, in_dims, out_dims, name, stddev):
 
 
 def layer_norm(ctx, x, dim, name, epsilon=None):
-    """Layer normalisation over `dim`. x: [..., dim] -> the same shape.
+    """Layer normalisation over `dim`: `norm` of the kind "layer"."""
+    return norm(ctx, x, dim, name, "layer", epsilon)
 
-    `epsilon` is added to the variance; by default it is the config's.
+
+def norm(ctx, x, dim, name, kind, epsilon=None):
+    """Normalisation over `dim`. x: [..., dim] -> the same shape.
+
+    Args:
+      ctx: a Context.
+      x: [..., dim].
+      dim: the normalised dimension.
+      name: the scope of its variables.
+      kind: "layer" (Ba et al. 2016); "rms" (Zhang & Sennrich 2019); "scale" (Nguyen & Salazar 2019,
+        equation 5: x over its length with one gain, which is their g/√dim); or "centred_scale",
+        GPT-Neo's scalenorm: a layer norm with one gain and no bias.
+      epsilon: added to the variance or mean square; by default it is the config's.
+
+    Returns:
+      a tensor like `x`.
     """
     epsilon = ctx.config.layer_norm_epsilon if epsilon is None else epsilon
     with tf.variable_scope(name):
-        gain = ctx.variable("gain", [dim], constant(1.0))
-        bias = ctx.variable("bias", [dim], constant(0.0))
-    return norms.layer_norm(x, gain, bias, dim, epsilon, name=name)
+        gain = ctx.variable("gain", [] if kind.endswith("scale") else [dim], constant(1.0))
+        bias = ctx.variable("bias", [dim], constant(0.0)) if kind == "layer" else None
+    if kind in ("layer", "centred_scale"):
+        return norms.layer_norm(x, gain, bias, dim, epsilon, name=name)
+    return norms.rms_norm(x, gain, dim, epsilon, name=name)
+
+
+def rezero(ctx, x):
+    """x times a trained scalar that starts at 0. Bachlechner et al. 2020, equation 1."""
+    def one_slice(x, scale):
+        return tf.cast(tf.cast(x, tf.float32) * scale, x.dtype)
+
+    # Float32, so that its gradient is summed in it.
+    scale = ctx.variable("rezero", [], constant(0.0), dtype=tf.float32)
+    return local(one_slice, [x, scale], (x.shape, x.dtype), name="rezero")
 
 
 def dropout(ctx, x, rate, site):
@@ -102,36 +128,3 @@ def dropout(ctx, x, rate, site):
 def site_number(site):
     """A 31-bit number for the name of a place in the model."""
     return zlib.crc32(site.encode()) % 2**31
-
-
-def _mish(x):
-    return x * tf.tanh(tf.nn.softplus(x))
-
-
-ACTIVATIONS = {
-    # GPT-2's and GPT-Neo's gelu is the tanh approximation; "gelu_exact" is the one with erf.
-    "gelu": lambda x: nn.gelu(x, approximate=True),
-    "gelu_exact": lambda x: nn.gelu(x, approximate=False),
-    "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x),
-    "relu": tf.nn.relu,
-    "relu6": tf.nn.relu6,
-    "squared_relu": lambda x: tf.square(tf.nn.relu(x)),
-    "leaky_relu": tf.nn.leaky_relu,
-    "elu": tf.nn.elu,
-    "selu": tf.nn.selu,
-    "silu": tf.nn.silu,
-    "swish": tf.nn.silu,
-    "mish": _mish,
-    "tanh": tf.tanh,
-    "sigmoid": tf.sigmoid,
-    "softplus": tf.nn.softplus,
-    "softsign": tf.nn.softsign,
-    "linear": tf.identity,
-}
-
-
-def activation(x, name):
-    """Applies the activation called `name`, element by element."""
-    if name not in ACTIVATIONS:
-        raise UserError(f"activation_function: {name!r} is not one of {', '.join(ACTIVATIONS)}")
-    return slices.local(ACTIVATIONS[name], [x], (x.shape, x.dtype), elementwise=True, name=name)

@@ -6,12 +6,11 @@ import os
 import re
 import subprocess
 import sys
-import typing
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from configs import dataset_files, keys, layouts, legacy, messages, reading, schema
+from configs import dataset_files, layouts, legacy, messages, reading, schema
 from configs.errors import UserError
 
 BASE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_ctx": 16, "n_vocab": 100, "lr": 1e-3,
@@ -248,6 +247,16 @@ def test_configs_do_not_change(write):
     ({"rotary_dims": 10, "position": "rotary"}, "rotary_dims: 10 is more than the size of a head"),
     ({"rotary_dims": 3, "position": "rotary"}, "rotary_dims: 3 is odd"),
     ({"n_embd": 36, "position": "rotary"}, "rotary_dims: the size of a head, 9, is odd"),
+    ({"axial_dims": [4, 4]}, 'axial_dims: position is "learned", which has none; remove it'),
+    ({"axial_dims": [4, 8], "position": "axial"},
+     "axial_dims: 4 × 8 is 32 and not n_ctx = 16"),
+    ({"axial_dims": [16], "position": "axial"}, "axial_dims: must be two sizes such as [32, 64]"),
+    ({"axial_dims": [-4, -4], "position": "axial"}, "axial_dims: must be two sizes"),
+    ({"mlp_glu": True, "activation_function": "softmax"},
+     "activation_function: softmax is no gate"),
+    ({"parallel_residual": "one_nrom"}, "did you mean one_norm?"),
+    ({"intermediate_size": 30, "mesh_shape": "x:4", "layout": "intermediate_expanded:x"},
+     "intermediate_expanded:x splits intermediate_size = 30 over x:4"),
     ({"attention_types": [[["global"], 3]]},
      "attention_types: expands to 3 layers where n_layer is 2"),
     ({"attention_types": [[["global", "local"], 1]]}, '"local" is not supported by this release'),
@@ -333,14 +342,16 @@ def test_two_dimensions_of_one_tensor_cannot_share_an_axis(write):
     assert found == clashing
 
 
-@pytest.mark.parametrize("position", ["learned", "rotary"])
+@pytest.mark.parametrize("blocks", [{}, {"mlp_glu": True, "intermediate_size": 24, "norm": "rms"},
+                                    {"rezero": True, "macaron": True}])
+@pytest.mark.parametrize("position", ["learned", "rotary", "axial"])
 @pytest.mark.parametrize("untied", [False, True])
-def test_the_models_own_tensors_are_those_of_the_table(write, position, untied):
+def test_the_models_own_tensors_are_those_of_the_table(write, position, untied, blocks):
     """Builds the model: its weights' dimensions and sizes are what layouts.py says they are."""
     compat = pytest.importorskip("mesh.compat")
     gpt, layers = pytest.importorskip("models.gpt"), pytest.importorskip("models.layers")
     mtf, tf = compat.mtf, compat.tf
-    config = schema.load(write(position=position, no_weight_tie=untied))
+    config = schema.load(write(position=position, no_weight_tie=untied, **blocks))
     with tf.Graph().as_default():
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
@@ -349,7 +360,8 @@ def test_the_models_own_tensors_are_those_of_the_table(write, position, untied):
         model = gpt.GPT(config, config.n_vocab)
         model.logits(ctx, model.hidden(ctx, mtf.zeros(mesh, shape, tf.int32)))
         tensors = [set(dims) for dims in layouts.TENSORS.values()]
-        sizes = {"features_per_head": config.head_size, "qkv": 3}
+        sizes = {"features_per_head": config.head_size, "qkv": 3, "glu": 2,
+                 "axial_dim_0": 4, "axial_dim_1": 4}
         for name, dim in layouts.DIMENSIONS.items():
             if dim.splittable and "GPT" in dim.models:
                 [(_, sizes[name]), *_] = layouts._sizes(config, name)
@@ -403,8 +415,19 @@ def test_architecture_is_what_decides_weights(write):
                    {"precision": "bfloat16"}, {"model_path": "b"}):
         assert schema.load(write(**change)).architecture() == base
     for change in ({"n_layer": 3}, {"n_ctx": 8}, {"no_weight_tie": True}, {"position": "rotary"},
-                   {"activation_function": "relu"}, {"pad_vocab_multiple": 100}, {"n_vocab": 99}):
+                   {"activation_function": "relu"}, {"pad_vocab_multiple": 100}, {"n_vocab": 99},
+                   {"norm": "rms"}, {"rezero": True}, {"parallel_residual": True},
+                   {"macaron": True}, {"mlp_glu": True}, {"share_parameters": True},
+                   {"intermediate_size": 64}, {"position": "axial"}, {"position": "none"}):
         assert schema.load(write(**change)).architecture() != base
+    assert schema.load(write(intermediate_size=128)).architecture() == base
+    rotary = schema.load(write(position="rotary")).architecture()
+    for change in ({"rotary_base": 500.0}, {"rotary_style": "interleaved"}, {"rotary_dims": 4}):
+        assert schema.load(write(position="rotary", **change)).architecture() != rotary
+    axial = schema.load(write(position="axial")).architecture()
+    assert axial["axial_dims"] == [4, 4]
+    assert schema.load(write(position="axial", axial_dims=[2, 8])).architecture() != axial
+    assert schema.load(write(position="axial", axial_dims=[4, 4])).architecture() == axial
     assert schema.load(write(pad_vocab_multiple=64)).architecture() == base  # 128 rows either way
 
 
@@ -458,6 +481,47 @@ def test_legacy_names_and_values(write):
             config.weight_decay, config.model) == ("relu", "rotary", "adamw", "constant", 0, "GPT")
     assert "activation_fn: says" in refused(write(activation_function="gelu", activation_fn="relu"))
     assert not set(KEYS) & (set(legacy.UNNEEDED) | set(legacy.UNSUPPORTED) | set(legacy.RENAMED))
+
+
+def test_the_blocks_of_a_gpt_neo_config_are_honoured(write):
+    on = schema.load(write(axial_pos_emb=[2, 8], rotary_emb=False, scalenorm=True, rezero=True,
+                           macaron=True, mlp_glu=True, share_parameters=True))
+    assert on.notes == []
+    assert (on.position, on.axial_shape, on.norm) == ("axial", (2, 8), "centred_scale")
+    assert on.rezero and on.macaron and on.mlp_glu and on.share_parameters
+    assert on.sources["norm"] == "file (as scalenorm)"
+    assert on.sources["axial_dims"] == "file (as axial_pos_emb)"
+    squarest = schema.load(write(axial_pos_emb=True, n_ctx=24))
+    assert (squarest.position, squarest.axial_shape) == ("axial", (4, 6))
+    off = dict.fromkeys(("rotary_emb", "axial_pos_emb", "scalenorm", "rezero", "macaron", "mlp_glu",
+                         "share_parameters"))
+    for value in (None, False):
+        config = schema.load(write(**dict.fromkeys(off, value)))
+        assert config.architecture() == schema.load(write()).architecture()
+    assert "axial_pos_emb: says \"axial\" where position says" in refused(
+        write(position="rotary", axial_pos_emb=[2, 8]))
+    assert 'scalenorm: must be true or false, not "no"' in refused(write(scalenorm="no"))
+    assert schema.load(write(scalenorm=True), ["scalenorm=false"]).norm == "layer"
+
+
+@pytest.mark.parametrize("value, meant", [(True, "one_norm"), (False, "none"), (None, "none"),
+                                          ("two_norms", "two_norms")])
+def test_parallel_residual_is_also_a_switch(write, value, meant):
+    assert schema.load(write(parallel_residual=value)).parallel_residual == meant
+
+
+@pytest.mark.parametrize("kind, keys", [
+    ("clip", {"activation_function": "quick_gelu"}),
+    ("clip_student", {"position": "rotary", "clip": {"teacher": "t", "window": 5}})])
+def test_towers_have_blocks_of_their_own(write, kind, keys):
+    schema.load(write(model=kind, **keys))
+    for change in ({"norm": "rms"}, {"rezero": True}, {"parallel_residual": True},
+                   {"macaron": True}, {"mlp_glu": True}, {"share_parameters": True},
+                   {"intermediate_size": 64}, {"rotary_base": 500.0},
+                   {"rotary_style": "interleaved"}):
+        key, = change
+        assert f"{key}: model {kind} has none of it; remove it" in refused(
+            write(model=kind, **keys, **change))
 
 
 def test_a_gpt_neo_config_loads(write, tmp_path):
@@ -517,11 +581,6 @@ def test_shakespeare_is_nanogpts_recipe():
     large = schema.load("shakespeare_char_large")
     assert (large.n_layer, large.n_head, large.n_embd, large.n_ctx) == (6, 6, 384, 256)
     assert "1.4697" in large.about and "not been run here" in large.about
-
-
-def test_activations_are_those_that_the_model_knows():
-    layers = pytest.importorskip("models.layers")
-    assert set(typing.get_args(keys.Activation)) == set(layers.ACTIVATIONS)
 
 
 def test_the_reference_page_is_the_schemas(root):

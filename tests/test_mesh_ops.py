@@ -231,6 +231,22 @@ def test_a_large_layer_norm_is_compiled_where_it_is_whole(mesh_shape, layout, co
     assert sum(op.type.endswith("PartitionedCall") for op in result.operations) == compiled
 
 
+@pytest.mark.parametrize(("mesh_shape", "layout"), NORM_MESHES)
+@pytest.mark.parametrize("dtype", [None, tf.bfloat16])
+def test_rms_norm_and_norms_with_one_gain(mesh_shape, layout, dtype):
+    def build(x, gains, gain):
+        return [norms.rms_norm(x, gains, EMBD, 1e-5), norms.rms_norm(x, gain, EMBD, 1e-5),
+                norms.layer_norm(x, gain, None, EMBD, 1e-5)]
+
+    def reference(x, gains, gain):
+        scaled = x / tensorflow.sqrt(tensorflow.reduce_mean(x ** 2, -1, keepdims=True) + 1e-5)
+        return [scaled * gains, scaled * gain, *layer_norm(x, gain, 0.0)]
+
+    check(build, reference, [(normal(BATCH, SEQUENCE, EMBD) + 2.0, [BATCH, SEQUENCE, EMBD]),
+                             (normal(EMBD), [EMBD]), (np.float32(1.5), [])],
+          mesh_shape, layout, dtype, tolerance=1e-4 if dtype is None else 2e-2)
+
+
 def test_layer_norms_statistics_are_float32():
     # In bfloat16, 256 + {0, 1} is 256 and the variance would be 0.
     ones = np.ones(6, np.float32)

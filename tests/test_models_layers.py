@@ -1,68 +1,16 @@
-"""models/layers.py: variables, initialisers, layers and activations."""
-
-import typing
+"""models/layers.py: variables, initialisers, layers and dropout."""
 
 import graphs
 import numpy as np
 import pytest
-import tensorflow
 
-from configs import keys
-from configs.errors import UserError
-from mesh.compat import mtf, tf
+from mesh.compat import tf
 from models import layers
 
 torch = pytest.importorskip("torch", reason="compares with torch")
 functional = torch.nn.functional
 
 BATCH, EMBD, VOCAB = graphs.dim("batch", 4), graphs.dim("embd", 8), graphs.dim("vocab", 6)
-ACTIVATIONS = {
-    "gelu": lambda x: functional.gelu(x, approximate="tanh"),
-    "gelu_exact": functional.gelu,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": functional.relu,
-    "relu6": functional.relu6,
-    "squared_relu": lambda x: functional.relu(x) ** 2,
-    "leaky_relu": lambda x: functional.leaky_relu(x, 0.2),
-    "elu": functional.elu,
-    "selu": functional.selu,
-    "silu": functional.silu,
-    "swish": functional.silu,
-    "mish": functional.mish,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "softplus": functional.softplus,
-    "softsign": functional.softsign,
-    "linear": lambda x: x,
-}
-
-
-def test_the_configs_and_the_models_know_the_same_activations():
-    assert set(layers.ACTIVATIONS) == set(typing.get_args(keys.Activation)) == set(ACTIVATIONS)
-
-
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
-def test_activation_equals_torch(name):
-    x = np.linspace(-8.0, 8.0, 32, dtype=np.float32).reshape(4, 8)
-
-    def build(mesh):
-        tensor = graphs.give(mesh, x, BATCH, EMBD)
-        y = layers.activation(tensor, name)
-        return graphs.with_gradients({"y": y}, {"x": tensor}, {"y": mtf.ones(mesh, y.shape)})
-
-    result = graphs.run(build, "x:2", "embd:x")
-    expected = torch.tensor(x, requires_grad=True)
-    ACTIVATIONS[name](expected).sum().backward()
-    np.testing.assert_allclose(result["y"], ACTIVATIONS[name](expected).detach(), atol=5e-6)
-    np.testing.assert_allclose(result["d_x"], expected.grad, atol=5e-6)
-    assert result.slice_shapes["y"] == [4, 4]
-
-
-def test_an_unknown_activation_is_the_users_mistake():
-    with tf.Graph().as_default():
-        mesh = mtf.Mesh(mtf.Graph(), "mesh")
-        with pytest.raises(UserError, match="activation_function: 'gleu'"):
-            layers.activation(graphs.give(mesh, np.ones([4, 8]), BATCH, EMBD), "gleu")
 
 
 def normal_variable(name, seed=1, before=(), mesh_shape="", layout="", size=8):
@@ -160,10 +108,48 @@ def test_site_numbers_are_fixed_and_distinct():
     assert layers.site_number("123456789") == 0xCBF43926 % 2**31
 
 
-def test_activations_in_bfloat16_keep_their_type():
-    x = tensorflow.cast(np.linspace(-4, 4, 16), tf.bfloat16)
-    for name, function in layers.ACTIVATIONS.items():
-        y = function(x)
-        assert y.dtype == tf.bfloat16, name
-        expected = ACTIVATIONS[name](torch.tensor(np.asarray(x, np.float32)))
-        np.testing.assert_allclose(np.asarray(y, np.float32), expected, atol=6e-2, err_msg=name)
+def test_the_kinds_of_norms_equal_torch_and_their_formulas():
+    random = np.random.RandomState(4)
+    x, gain, one = random.randn(4, 8) + 1, random.randn(8), np.float32(1.7)
+
+    def build(mesh):
+        ctx = layers.Context(mesh, graphs.config(layer_norm_epsilon=1e-2))
+        tensor = graphs.give(mesh, x, BATCH, EMBD)
+        return {kind: layers.norm(ctx, tensor, EMBD, kind, kind)
+                for kind in ("rms", "scale", "centred_scale")}
+
+    fresh = graphs.run(build).weights
+    weights = {"rms/gain": gain.astype(np.float32), "scale/gain": one, "centred_scale/gain": one}
+    assert set(fresh) == set(weights)
+    for name, value in fresh.items():
+        np.testing.assert_array_equal(value, np.ones(weights[name].shape))
+    result = graphs.run(build, "x:2,y:2", "batch:x,embd:y", weights)
+    expected = functional.rms_norm(torch.tensor(x), [8], torch.tensor(gain), 1e-2)
+    np.testing.assert_allclose(result["rms"], expected, atol=1e-5)
+    # Nguyen & Salazar: g · x / ‖x‖, where g is √8 times the gain.
+    length = np.sqrt((x ** 2).sum(-1, keepdims=True) + 8 * 1e-2)
+    np.testing.assert_allclose(result["scale"], 1.7 * np.sqrt(8) * x / length, atol=1e-5)
+    expected = functional.layer_norm(torch.tensor(x), [8], eps=1e-2) * 1.7
+    np.testing.assert_allclose(result["centred_scale"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [None, tf.bfloat16])
+def test_rezero_starts_at_0_and_sums_its_gradient_in_float32(dtype):
+    many = graphs.dim("batch", 4096)
+
+    def build(mesh):
+        ctx = layers.Context(mesh, graphs.config(
+            precision="bfloat16" if dtype else "float32"))
+        x = graphs.give(mesh, np.full([4096, 8], 3.0), many, EMBD, dtype=dtype)
+        y = layers.rezero(ctx, x)
+        scale = mesh.graph.all_variables[0].value
+        return graphs.with_gradients({"y": y}, {"x": x, "scale": scale}, {
+            "y": graphs.give(mesh, np.ones([4096, 8]), many, EMBD, dtype=dtype)})
+
+    fresh = graphs.run(build)
+    assert fresh.weights == {"rezero": 0.0} and not fresh["y"].any() and not fresh["d_x"].any()
+    result = graphs.run(build, "x:2,y:2", "batch:x,embd:y", {"rezero": np.float32(0.5)})
+    np.testing.assert_array_equal(result["y"].astype(np.float32), np.full([4096, 8], 1.5))
+    np.testing.assert_array_equal(result["d_x"].astype(np.float32), np.full([4096, 8], 0.5))
+    # In bfloat16 a sum of 3s would stand still at 512 or so.
+    assert result["d_scale"] == 3.0 * 4096 * 8 and result["d_scale"].dtype == np.float32

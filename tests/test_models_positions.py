@@ -56,6 +56,26 @@ def test_rotation_equals_transformers_gpt_neox(rotary_dims):
         np.testing.assert_allclose(rotated(x, np.arange(300), rotary_dims), y, atol=2e-5)
 
 
+@pytest.mark.parametrize("rotary_dims", [16, 8])
+def test_interleaved_rotation_equals_transformers_gptj(rotary_dims):
+    torch = pytest.importorskip("torch", reason="compares with transformers")
+    gptj = pytest.importorskip("transformers.models.gptj.modeling_gptj",
+                               reason="compares with transformers")
+    x = np.random.RandomState(0).randn(2, 3, 300, 16).astype(np.float32)
+    sin, cos = gptj.create_sinusoidal_positions(300, rotary_dims)[None].chunk(2, -1)
+    # GPT-J's has heads after positions.
+    head = torch.tensor(x[..., :rotary_dims]).transpose(1, 2)
+    expected = gptj.apply_rotary_pos_emb(head, sin, cos).transpose(1, 2)
+    y = rotated(x, np.arange(300), positions.Rotary(rotary_dims, style="interleaved"))
+    np.testing.assert_allclose(y[..., :rotary_dims], expected, atol=2e-5)
+    np.testing.assert_array_equal(y[..., rotary_dims:], x[..., rotary_dims:])
+
+
+def test_the_base_sets_the_longest_wavelength():
+    cos, _ = positions.rotary_angles(tensorflow.constant([7]), positions.Rotary(8, 500.0))
+    np.testing.assert_allclose(cos[0], np.cos(7 * 500.0 ** -np.array([0, .25, .5, .75])), atol=1e-6)
+
+
 def test_scores_depend_on_distance_alone():
     q, k = np.random.RandomState(1).randn(2, 1, 32).astype(np.float32)
     scores = [(rotated(q, [p + 7], 32) * rotated(k, [p], 32)).sum() for p in (0, 1, 100, 1000)]

@@ -103,7 +103,8 @@ def test_newest_checkpoint(tmp_path, config):
 @pytest.mark.parametrize("key, value", [
     ("n_layer", 2), ("n_embd", 32), ("n_head", 2), ("n_ctx", 4), ("n_vocab", 300),
     ("position", "rotary"), ("activation_function", "relu"), ("no_weight_tie", True),
-    ("layer_norm_epsilon", 1e-6), ("pad_vocab_multiple", 128)])
+    ("layer_norm_epsilon", 1e-6), ("norm", "rms"), ("mlp_glu", True), ("intermediate_size", 7),
+    ("pad_vocab_multiple", 128)])
 def test_each_changed_part_of_the_architecture_is_named(config, key, value):
     run = record(architecture=json.loads(json.dumps(config.architecture())))
     checkpoints.check_fits(config, run)
@@ -112,6 +113,14 @@ def test_each_changed_part_of_the_architecture_is_named(config, key, value):
     named = "n_vocab_padded" if key == "pad_vocab_multiple" else key
     assert f"have {named} = {json.dumps(run.architecture[named])}, the config" in str(error.value)
     assert "\n" not in str(error.value) and config.model_path in str(error.value)
+
+
+def test_a_record_from_before_a_key_has_its_default(config):
+    older = {key: value for key, value in json.loads(json.dumps(config.architecture())).items()
+             if key not in ("norm", "rezero", "intermediate_size")}
+    checkpoints.check_fits(config, record(architecture=older))
+    with pytest.raises(UserError, match='have norm = "layer", the config "rms"'):
+        checkpoints.check_fits(config.replace(norm="rms"), record(architecture=older))
 
 
 @pytest.mark.parametrize("key, value", [

@@ -202,7 +202,10 @@ def check_fits(config, record, encoder=None):
       UserError: with the first difference.
     """
     for key, value in json.loads(json.dumps(config.architecture())).items():
-        before = record.architecture.get(key)
+        # A record from before a key was there has what is now the key's default.
+        field = type(config).model_fields.get(key)
+        default = None if field is None or field.is_required() else field.default
+        before = record.architecture.get(key, default)
         if before != value:
             raise UserError(
                 f"{config.model_path}: its weights have {key} = {json.dumps(before)}, the config "
