@@ -3,17 +3,12 @@
 Nothing here imports TensorFlow: every worker process imports this module.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
 import typing
 
 import numpy as np
+import parallel
 
 import encoders
 from configs.errors import UserError
@@ -173,35 +168,10 @@ def encode_in_order(job, encoder, batches, processes):
         for batch in batches:
             yield batch, encode_documents(job, encoder, batch.documents)
         return
-    # spawn, not fork: a forked copy of a process that holds TensorFlow's threads may hang
-    pool = concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), _start_worker, (job,))
-    waiting = collections.deque()
-    try:
-        for batch in batches:
-            waiting.append((batch, pool.submit(_work, batch.documents)))
-            if len(waiting) > 2 * processes:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from parallel.in_order(_encode_by, job, batches, lambda batch: batch.documents, processes)
 
 
-_worker = None  # (Job, encoder) of a worker process
-
-
-def _start_worker(job):
-    """Loads the encoder once a process, and ends the process with its parent, however that ends."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers itself
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    _worker = job, encoders.load(job.encoder)
-
-
-def _work(documents):
-    """Encodes a batch in a worker process."""
-    return encode_documents(*_worker, documents)
+def _encode_by(job):
+    """The job as a function of documents, with an encoder of its own: what a process works with."""
+    encoder = encoders.load(job.encoder)
+    return lambda documents: encode_documents(job, encoder, documents)

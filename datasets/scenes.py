@@ -97,7 +97,7 @@ class Directory:
 
     def __init__(self, path, overwrite):
         import tensorflow.compat.v1 as tf
-        from output import make_directory
+        from run_files import make_directory
         self._tf, self._path = tf, path
         make_directory(path, "--out")
         old = sorted(name for name in tf.io.gfile.listdir(path) if OURS.fullmatch(name))

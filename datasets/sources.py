@@ -6,7 +6,6 @@ lm_dataformat's archives need no code of their own, and members of a tar are nam
 Nothing is extracted to disk; only one document (and for .json one file) is in memory at a time.
 """
 
-import io
 import json
 import os
 import re
@@ -15,15 +14,14 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import tensorflow as tf  # noqa: E402
-from streams import BROKEN, COMPRESSIONS, RemoteFile, one_line  # noqa: E402
+from streams import BROKEN, RemoteFile  # noqa: E402
+from unpacking import decompressed, one_line, split_name, tar_members  # noqa: E402
 
 from configs.errors import UserError  # noqa: E402
 from encoders.base import join_surrogates  # noqa: E402
 
 TFDS = "tfds:"
 GLOB = re.compile(r"[*?\[{]")
-KINDS = (".txt .jsonl .json .dat .tar .index, each but .index also with .gz .xz .zst or .bz2; "
-         ".tgz, .gz, .xz, .zst, .bz2")
 
 
 def natural_key(path):
@@ -32,33 +30,20 @@ def natural_key(path):
             for part in re.split(r"([0-9]+)", path)]
 
 
-def split_name(name):
-    """Splits a file name into (format, compression) such as (".jsonl", ".zst"), or None if unknown.
-
-    A compressed file of no known format is text, save for OpenWebText's `*_data.xz`, which is a tar
-    as is `.tgz`.
-    """
-    base = os.path.basename(name).lower()
-    if base.endswith(".tgz"):
-        return ".tar", ".gz"
-    stem, compression = os.path.splitext(base)
-    if compression not in COMPRESSIONS:
-        stem, compression = base, ""
-    form = os.path.splitext(stem)[1]
-    if form in READERS:
-        return form, compression
-    if not compression:
-        return None
-    return (".tar" if stem.endswith("_data") else ".txt"), compression
+def kinds(forms):
+    """The endings of names that can be read, for a message; `forms` are the formats' own."""
+    return (f"{' '.join(forms)} .index, each but .index also with .gz .xz .zst or .bz2; .tgz, .gz, "
+            ".xz, .zst, .bz2")
 
 
-def list_files(paths, ignored=None):
+def list_files(paths, ignored=None, forms=None):
     """Lists input files.
 
     Args:
         paths: one path or several: a file, a directory (walked, hidden names skipped), a glob, or
             an index: a file whose name ends in `.index` and which lists such paths, one a line.
         ignored: a list that receives the files of unknown kind found in directories and globs.
+        forms: the formats' endings; without it those of READERS.
 
     Returns:
         The files' paths, each once, in natural order (2 before 10).
@@ -68,20 +53,20 @@ def list_files(paths, ignored=None):
     """
     found = {}
     for path in [paths] if isinstance(paths, str) else paths:
-        for file in _expand(path, ignored if ignored is not None else []):
+        for file in _expand(path, ignored if ignored is not None else [], forms or READERS):
             found[file] = None
     return sorted(found, key=natural_key)
 
 
-def _expand(path, ignored):
+def _expand(path, ignored, forms):
     """Yields the files that one path given by the user stands for."""
     if tf.io.gfile.isdir(path):
         candidates = list(_walk(path))
     elif tf.io.gfile.exists(path):
         if path.endswith(".index"):
-            yield from _index(path, ignored)
-        elif split_name(path) is None:
-            raise UserError(f"{path}: of no known kind; the name must end in {KINDS}")
+            yield from _index(path, ignored, forms)
+        elif split_name(path, forms) is None:
+            raise UserError(f"{path}: of no known kind; the name must end in {kinds(forms)}")
         else:
             yield path
         return
@@ -91,10 +76,10 @@ def _expand(path, ignored):
             candidates += list(_walk(match)) if tf.io.gfile.isdir(match) else [match]
     else:
         raise UserError(f"{path}: no such file or directory")
-    known = [file for file in candidates if split_name(file) is not None]
-    ignored.extend(file for file in candidates if split_name(file) is None)
+    known = [file for file in candidates if split_name(file, forms) is not None]
+    ignored.extend(file for file in candidates if split_name(file, forms) is None)
     if not known:
-        raise UserError(f"{path}: no input files there; names must end in {KINDS}")
+        raise UserError(f"{path}: no input files there; names must end in {kinds(forms)}")
     yield from known
 
 
@@ -110,13 +95,13 @@ def _walk(directory):
                 yield os.path.join(folder, name)
 
 
-def _index(path, ignored):
+def _index(path, ignored, forms):
     """Yields the files that an index file lists."""
     with tf.io.gfile.GFile(path) as file:
         lines = [line.strip() for line in file.read().splitlines()]
     for line in lines:
         if line and not line.startswith("#"):
-            yield from _expand(line, ignored)
+            yield from _expand(line, ignored, forms)
 
 
 def size_of(path):
@@ -175,12 +160,9 @@ def documents(path, text_key="text", on_bad=None, on_read=None):
 
 def _read(name, stream, text_key, report):
     """Yields the documents of one stream, read as its name says; reports it if it has none."""
-    form, compression = split_name(name)
-    raw = stream
-    if compression:
-        stream = COMPRESSIONS[compression](raw)
+    form, compression = split_name(name, READERS)
     count = 0
-    for text in READERS[form](name, io.BufferedReader(stream, 1 << 20), text_key, report):
+    for text in READERS[form](name, decompressed(stream, compression), text_key, report):
         count += 1
         yield text
     if not count:
@@ -255,22 +237,16 @@ def _read_dat(name, stream, text_key, report):
 
 def _read_tar(name, stream, text_key, report):
     """The members of a tar, in their order, each read as its own name says."""
-    import tarfile
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        while (member := archive.next()) is not None:
-            archive.members = []  # tarfile keeps all it has seen, which a large archive fills
-            where = f"{name}:{member.name}"
-            if not member.isfile() or os.path.basename(member.name).startswith("."):
-                continue
-            if split_name(member.name) is None:
-                report.bad(where, f"of no known kind; the name must end in {KINDS}")
-                continue
-            try:
-                yield from _read(where, archive.extractfile(member), text_key, report)
-            except tarfile.ReadError:
-                raise  # the archive itself is cut off, so no member can follow
-            except BROKEN as error:
-                report.bad(where, f"unreadable: {error or type(error).__name__}")
+    for member, file in tar_members(stream):
+        where = f"{name}:{member.name}"
+        if split_name(member.name, READERS) is None:
+            report.bad(where, f"of no known kind; the name must end in {kinds(READERS)}")
+            continue
+        try:
+            yield from _read(where, file, text_key, report)
+        except BROKEN as error:
+            # If it is the archive that is cut off, the way to the next member will say so too.
+            report.bad(where, f"unreadable: {error or type(error).__name__}")
 
 
 READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".json": _read_json, ".dat": _read_dat,

@@ -3,7 +3,7 @@
 import re
 
 import tensorflow as tf
-from streams import one_line
+from unpacking import one_line
 
 from configs.errors import UserError
 

@@ -59,6 +59,7 @@ def test_defects_keep_their_traceback():
 
 @pytest.mark.parametrize("script, needed", [
     ("datasets/create_tfrecords.py", ["--name", "x", "--encoder", "byte"]),
+    ("datasets/openwebtext.py", ["--input", "x", "--name", "x", "--output_dir", "x"]),
     ("datasets/train_tokenizer.py", ["corpus", "--out", "x.json"])])
 def test_scripts_refuse_unknown_flags_in_one_line(root, script, needed):
     result = subprocess.run([sys.executable, os.path.join(root, script), *needed, "--overwrit"],

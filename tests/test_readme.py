@@ -95,7 +95,8 @@ def test_paths_and_links_in_a_page_exist(page):
         if not MADE.match(path) and path != "mytext/":
             assert os.path.exists(os.path.join(ROOT, path)), path
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text):
-        scripts = ("create_tfrecords", "train_tokenizer", "scenes", "encode_captions")
+        scripts = ("create_tfrecords", "train_tokenizer", "scenes", "encode_captions",
+                   "openwebtext")
         known = "".join(map(read, ["main.py", *(f"datasets/{name}.py" for name in scripts)]))
         assert flag in known or flag in ("--logdir", "--no-deps"), f"{page}: {flag}"
 
