@@ -63,7 +63,8 @@ def make_parser():
     jobs.add_argument("--eval", action="store_true",
                       help="evaluate the newest checkpoint: loss, perplexity, bits per byte")
     jobs.add_argument("--predict", action="store_true",
-                      help="sample text from the newest checkpoint")
+                      help="sample text from the newest checkpoint, or fill in masks with a "
+                           "masked language model")
     jobs.add_argument("--check_dataset", action="store_true",
                       help="decode and print samples of the datasets, and report problems")
     jobs.add_argument("--print_config", action="store_true",
@@ -170,16 +171,29 @@ def read_prompt(prompt):
 
 
 def predict(config, args):
-    """Samples as the flags say."""
-    from training import predictor
+    """Samples, or fills in masks, as the flags say.
 
+    Raises:
+        UserError: the kind of model has nothing to do with a flag, or lacks one.
+    """
+    from training import filler, predictor
+
+    settings = {"num_samples": args.num_samples, "temperature": args.temperature,
+                "top_k": args.top_k, "top_p": args.top_p, "interactive": args.interactive,
+                "seed": config.seed if args.seed is None else args.seed}
+    if config.mlm_training:
+        for name in ("max_new_tokens", "stop"):
+            if getattr(args, name):
+                raise UserError(f"--{name}: a masked language model fills in masks, a token each; "
+                                "leave the flag out")
+        if not args.prompt and not args.interactive:
+            raise UserError(f"--prompt: missing; give a text with {config.mlm_mask_text} in it")
+        filler.fill_in(config, [read_prompt(prompt) for prompt in args.prompt], **settings)
+        return
     prompts = [read_prompt(prompt) for prompt in args.prompt]
     predictor.predict(
         config, prompts=prompts or ([] if args.interactive else [""]),
-        num_samples=args.num_samples,
-        max_new_tokens=args.max_new_tokens or config.predict_max_steps,
-        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, stop=args.stop,
-        seed=config.seed if args.seed is None else args.seed, interactive=args.interactive)
+        max_new_tokens=args.max_new_tokens or config.predict_max_steps, stop=args.stop, **settings)
 
 
 def run_job(args):

@@ -226,7 +226,7 @@ class Experiment:
                 f"student_random{(seed - 1) % self.args.teachers}")
         steps = dict(zip(self.args.texts, self.args.steps, strict=True))[number]
         changes = [f'datasets=["{self.dataset(tokens, number)}"]', f"seed={seed}",
-                   f"train_steps={steps}", "sample_tokens=0",
+                   f"train_steps={steps}", "sample_tokens=0", "eval_tasks_bos=true",
                    f"steps_per_checkpoint={-(-steps // self.args.evaluations)}"]
         tasks = [self.path("world", f"{name}.jsonl")
                  for name in (f"statements_{self.args.items}", f"cloze_{self.args.items}",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from configs import clip_keys
+from configs import clip_keys, values
 from configs.errors import UserError
 from configs.layouts import check_layout
 
@@ -18,6 +18,7 @@ def check(config: Any) -> None:
     _check_gate(config)
     _check_attention(config)
     _check_steps(config)
+    _check_masked(config)
     clip_keys.check(config)
     check_layout(config)
     _check_devices(config)
@@ -68,6 +69,45 @@ def _check_steps(config: Any) -> None:
     if config.lr_decay in ("cosine", "linear") and config.lr_decay_end < config.warmup_steps:
         raise UserError(f"lr_decay_end: {config.lr_decay_end} is before the end of warm-up, "
                         f"warmup_steps = {config.warmup_steps}")
+
+
+def _check_masked(config: Any) -> None:
+    """What a masked language model cannot be, and ids and shares that contradict each other."""
+    if not config.mlm_training:
+        return
+    if config.model != "GPT":
+        raise UserError(f"mlm_training: model {config.model} has no masked language modelling; "
+                        'set model to "GPT" or mlm_training to false')
+    if config.eval_tasks:
+        raise UserError("eval_tasks: a masked language model gives no likelihoods of "
+                        "continuations; remove it, or set mlm_training to false")
+    for kind in config.attention_types:
+        if kind not in values.BIDIRECTIONAL_TYPES:
+            raise UserError(f"attention_types: {kind} attention is causal, and mlm_training needs "
+                            f"one of {', '.join(values.BIDIRECTIONAL_TYPES)}")
+    _check_masked_ids(config)
+    if config.mlm_same_token_prob + config.mlm_random_token_prob > 1:
+        raise UserError(f"mlm_random_token_prob: {config.mlm_random_token_prob} and "
+                        f"mlm_same_token_prob = {config.mlm_same_token_prob} are more than 1 "
+                        "together; they are shares of the same tokens")
+
+
+def _check_masked_ids(config: Any) -> None:
+    mask, first, last = config.mlm_mask_id, config.mlm_cls_token_id, config.n_vocab_padded - 1
+    if mask > last:
+        raise UserError(f"mlm_mask_id: {mask} is past the token table, whose last id is {last} "
+                        f"(n_vocab = {config.n_vocab}, padded to a multiple of "
+                        "pad_vocab_multiple); give another id, or raise n_vocab by 1")
+    for key, ids in [("mlm_cls_token_id", [] if first is None else [first]),
+                     ("mlm_mask_ignore_ids", config.mlm_mask_ignore_ids)]:
+        for number in ids:
+            if not 0 <= number <= last:
+                raise UserError(f"{key}: {number} is no id of the token table, whose last id is "
+                                f"{last}")
+    if first == mask:
+        raise UserError(f"mlm_cls_token_id: {first} is the mask's id, mlm_mask_id; give another")
+    if first is not None and config.n_ctx < 2:
+        raise UserError("n_ctx: 1 has room for mlm_cls_token_id alone; give 2 or more")
 
 
 def _check_devices(config: Any) -> None:

@@ -81,7 +81,7 @@ class DatasetConfig(_Strict):
 
     Keys of GPT-Neo's dataset configs are accepted: `tokenizer_path` (with
     `tokenizer_is_pretrained`) becomes `encoder`; an empty `eval_path` means none;
-    `lambada_tokens_path` is kept and not used.
+    `lambada_tokens_path` says where `eval_tasks: ["lambada"]` finds its texts.
     """
 
     LEGACY: typing.ClassVar = ("tokenizer_path", "tokenizer_is_pretrained")
@@ -99,7 +99,9 @@ class DatasetConfig(_Strict):
         description="Number of token ids, the end-of-text id included.")
     eos_id: Count | None = pydantic.Field(None, description="Id that ends each document.")
     padding_id: Count | None = pydantic.Field(None, description="Id that fills up short rows.")
-    lambada_tokens_path: str | None = pydantic.Field(None, description="GPT-Neo's; not used.")
+    lambada_tokens_path: str | None = pydantic.Field(
+        None, description="LAMBADA, for eval_tasks: GPT-Neo's JSON of token ids, or a JSONL of "
+        "texts.")
     about: str | None = pydantic.Field(None, description="Free text for people.")
 
     @pydantic.model_validator(mode="before")

@@ -13,6 +13,7 @@ from configs.layouts import pairs_text, parse_layout, parse_mesh_shape
 AttentionTypes = Annotated[tuple[str, ...] | None, BeforeValidator(values.attention_types),
                            PlainSerializer(values.attention_runs)]
 Datasets = Annotated[list[values.DatasetEntry], BeforeValidator(values.datasets)]
+Ids = Annotated[list[int], BeforeValidator(values.list_or_none)]
 EvalTasks = Annotated[list[str], BeforeValidator(values.eval_tasks)]
 Devices = Annotated[list[str], BeforeValidator(values.devices)]
 MeshShape = Annotated[str, BeforeValidator(lambda value: pairs_text(parse_mesh_shape(value)))]
@@ -143,6 +144,31 @@ class TrainingKeys(Keys):
         1.0, ge=0, description="Largest global norm of the gradient; 0 or null is no limit.")
 
 
+class MaskedKeys(Keys):
+    """Masked language modelling"""
+
+    mlm_training: bool = Field(
+        False, description="Whether the model learns to fill in masked tokens, as BERT does, with "
+                           "attention to both sides; else it predicts next tokens.")
+    mlm_mask_id: int | None = Field(
+        None, ge=0, description="Id of the mask; null is n_vocab, the first id that pads the token "
+                                "table.")
+    mlm_cls_token_id: int | None = Field(
+        None, ge=0, description="Id that begins each row; null is none.")
+    mlm_mask_prob: float = Field(
+        0.15, gt=0, lt=1, description="Share of tokens that are to be predicted.")
+    mlm_same_token_prob: float = Field(
+        0.1, ge=0, le=1, description="Share of these that stay as they are; BERT's is 0.1.")
+    mlm_random_token_prob: float = Field(
+        0.0, ge=0, le=1, description="Share of these that become random tokens, where the rest "
+                                     "becomes the mask; BERT's is 0.1.")
+    mlm_mask_ignore_ids: Ids = Field(
+        [], description="Ids that are never predicted, nor put in as random tokens, beside those "
+                        "of the mask and of mlm_cls_token_id.")
+    mlm_mask_text: str = Field(
+        "[MASK]", min_length=1, description="What stands for the mask in prompts to fill in.")
+
+
 class OptimizerKeys(Keys):
     """Optimizer and learning rate"""
 
@@ -196,7 +222,11 @@ class DataKeys(Keys):
                                 "evaluation.")
     eval_tasks: EvalTasks = Field(
         [], description="JSONL files of items on which each evaluation scores the language model: "
-                        "choices, completions or documents.")
+                        "choices, completions or documents; \"lambada\" is the dataset's "
+                        "lambada_tokens_path, \"lambada:PATH\" another file of it.")
+    eval_tasks_bos: bool = Field(
+        False, description="Whether items begin with the end-of-text id, as documents do in "
+                           "training; it is the lm-evaluation-harness's add_bos_token.")
 
 
 class PredictKeys(Keys):
@@ -226,5 +256,5 @@ class RunKeys(Keys):
                         "of lines.")
 
 
-GROUPS = (ModelKeys, InitKeys, TrainingKeys, OptimizerKeys, MeshKeys, DataKeys, PredictKeys,
-          RunKeys)
+GROUPS = (ModelKeys, InitKeys, TrainingKeys, MaskedKeys, OptimizerKeys, MeshKeys, DataKeys,
+          PredictKeys, RunKeys)

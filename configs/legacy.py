@@ -27,7 +27,7 @@ VALUES = {
 
 # Nothing is lost when these are ignored. The reason is said in a note.
 UNNEEDED = {
-    "causal": "every GPT is",
+    "causal": "mlm_training says it",
     "data_path": "datasets says where the data is",
     "dataset": "datasets says which data is used",
     "dataset_configs": "datasets names them",
@@ -38,16 +38,10 @@ UNNEEDED = {
     "eval_task": "an internal value",
     "input": "datasets says how data is read",
     "input_fn": "datasets says how data is read",
-    "lambada_n_steps": "only LAMBADA reads it",
-    "lambada_tokens_path": "only LAMBADA reads it",
+    "lambada_n_steps": "all of LAMBADA is scored",
+    "lambada_tokens_path": "the dataset's JSON names it",
     "local_attention_radius": "only local attention reads it",
     "log_grads": "the gradient's norm is always logged",
-    "mlm_cls_token_id": "only mlm_training reads it",
-    "mlm_mask_id": "only mlm_training reads it",
-    "mlm_mask_ignore_ids": "only mlm_training reads it",
-    "mlm_mask_prob": "only mlm_training reads it",
-    "mlm_random_token_prob": "only mlm_training reads it",
-    "mlm_same_token_prob": "only mlm_training reads it",
     "mode": "an internal value",
     "moe_activation": "only moe_layers reads it",
     "moe_params": "only moe_layers reads it",
@@ -67,7 +61,7 @@ UNNEEDED = {
 
 # Ignoring these would change what the config means, unless they are off.
 UNSUPPORTED = (
-    "entmax_loss", "export", "mlm_training", "moe_layers", "num_mem_kv", "slow_sampling",
+    "entmax_loss", "export", "moe_layers", "num_mem_kv", "slow_sampling",
     "sampling_use_entmax", "auto_layout", "auto_layout_and_mesh_shape", "z_loss",
 )
 

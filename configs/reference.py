@@ -23,7 +23,8 @@ NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false
 SPECIAL = {"attention_types": "list", "datasets": "list", "gpu_ids": "list", "eval_tasks": "list",
            "axial_dims": "list or null",
            "clip": "section", "image_channels": "list", "probe_words": "list",
-           "layer": "list", "mesh_shape": "text or pairs", "layout": "text or pairs",
+           "layer": "list", "mlm_mask_ignore_ids": "list",
+           "mesh_shape": "text or pairs", "layout": "text or pairs",
            "about": "text or lines"}
 
 

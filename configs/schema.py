@@ -45,6 +45,8 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
             resolved["lr_decay_end"] = self.train_steps
         if not self.n_vocab:
             resolved["n_vocab"] = self._vocabulary_of_datasets()
+        if self.mlm_training and self.mlm_mask_id is None:
+            resolved["mlm_mask_id"] = resolved.get("n_vocab", self.n_vocab)
         for key, value in resolved.items():
             # The frozen model completes itself before anyone sees it. The key stays "not given",
             # so that `replace` fills it in again.
@@ -97,8 +99,13 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
 
     @property
     def speaks(self) -> bool:
-        """Whether the model is a language model, which can be sampled and scored on text."""
-        return self.model in ("GPT", "gpt_c")
+        """Whether the model predicts next tokens, so that it can be sampled and scored on text."""
+        return self.model in ("GPT", "gpt_c") and not self.mlm_training
+
+    @property
+    def window_size(self) -> int:
+        """Targets of a window of text: n_ctx, less mlm_cls_token_id if it begins each row."""
+        return self.n_ctx - (self.mlm_training and self.mlm_cls_token_id is not None)
 
     @property
     def text_only(self) -> bool:
@@ -175,6 +182,9 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
         # 0, as in the keys, where it is the usual width: checkpoints agree however it was written.
         usual = self.intermediate == 4 * self.n_embd
         facts["intermediate_size"] = 0 if usual else self.intermediate
+        if self.mlm_training:
+            facts.update({name: getattr(self, name) for name in
+                          ("mlm_training", "mlm_mask_id", "mlm_cls_token_id")})
         # The window is a property of the weights only where they hold a row for each position.
         if self.position == "learned":
             facts["n_ctx"] = self.n_ctx
@@ -297,6 +307,8 @@ def _is_text(key: str) -> bool:
 def _resolved_sources(config: RunConfig, values: dict) -> dict[str, str]:
     origins = {"eval_batch_size": "train_batch_size", "lr_decay_end": "train_steps",
                "attention_types": "n_layer"}
+    if config.mlm_training:
+        origins["mlm_mask_id"] = "n_vocab"
     return {key: f"default (from {origin})" for key, origin in origins.items()
             if values.get(key) is None}
 

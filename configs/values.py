@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from configs.messages import did_you_mean, shown
 
 ATTENTION_TYPES = ("global",)
+# Those that have a form which is not causal, for masked language models.
+BIDIRECTIONAL_TYPES = ("global",)
+LAMBADA = "lambada"
 MODES = ("chunks", "documents_random", "documents_fixed")
 
 
@@ -128,14 +131,14 @@ def probe_words(value: Any) -> list[str]:
 
 
 def eval_tasks(value: Any) -> list[str]:
-    """Paths of JSONL files; null is none."""
+    """Paths of JSONL files, "lambada:" and a path, or "lambada" itself; null is none."""
     value = [] if value is None else value
     if not isinstance(value, list | tuple) or not all(isinstance(path, str) for path in value):
         raise ValueError(f'must be a list such as ["cloze_dev.jsonl"], not {shown(value)}')
     for path in value:
-        if "." not in path.rpartition("/")[2]:
-            raise ValueError(f"{shown(path)} is no path of a JSONL file; no task is built in: give "
-                             "a file of its items")
+        if path != LAMBADA and "." not in path.rpartition("/")[2]:
+            raise ValueError(f'{shown(path)} is no path of a JSONL file; no task but "lambada" is '
+                             "built in: give a file of its items")
     names = [task_name(path) for path in value]
     for name in names:
         if names.count(name) > 1:
@@ -144,8 +147,13 @@ def eval_tasks(value: Any) -> list[str]:
 
 
 def task_name(path: str) -> str:
-    """The name of a file of items in scores: the file's without directory and ending."""
-    return path.rpartition("/")[2].rpartition(".")[0]
+    """The name of an entry of `eval_tasks` in scores: a file's without directory and ending."""
+    return path if path == LAMBADA else lambada_path(path).rpartition("/")[2].rpartition(".")[0]
+
+
+def lambada_path(path: str) -> str:
+    """The path in an entry of `eval_tasks`, which may begin with "lambada:"."""
+    return path.removeprefix(f"{LAMBADA}:")
 
 
 def devices(value: Any) -> list[str]:
@@ -165,6 +173,11 @@ def text(value: Any) -> Any:
     """A list of lines as one text; anything else as it is."""
     lines = isinstance(value, list) and all(isinstance(line, str) for line in value)
     return "\n".join(value) if lines else value
+
+
+def list_or_none(value: Any) -> Any:
+    """null as an empty list."""
+    return [] if value is None else value
 
 
 def number_or_off(value: Any) -> Any:

@@ -70,6 +70,12 @@ def mix(key, value):
     return tf.bitcast(_hash(key ^ _hash(value + np.uint32(0x9E3779B9))), tf.int32)
 
 
+def uniform(key):
+    """Numbers from 0 on and below 1, float32, from int32 keys that `mix` made."""
+    bits = tf.bitwise.right_shift(tf.bitcast(key, tf.uint32), np.uint32(8))
+    return tf.cast(bits, tf.float32) * 2.0**-24
+
+
 def keep_mask(index, key, rate):
     """True with probability 1 − rate, by a hash of (key, index): uint32, and an int32 scalar."""
     bits = _hash(index ^ tf.bitcast(key, tf.uint32))

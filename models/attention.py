@@ -13,7 +13,7 @@ from models.heads import Heads, swapped, weighted
 from models.layers import site_number
 
 
-def causal(ctx, qkv, rotary_dims, rate, site):
+def causal(ctx, qkv, rotary_dims, rate, site, bidirectional=False):
     """Causal softmax attention in full form (Vaswani et al. 2017, section 3.2).
 
     Scores are scaled by 1/√d, softmax is float32. The backward pass computes the probabilities
@@ -26,6 +26,7 @@ def causal(ctx, qkv, rotary_dims, rate, site):
       rotary_dims: features of a head to rotate; 0 for none.
       rate: dropout of the probabilities.
       site: a name that is unique in the model, for the dropout.
+      bidirectional: whether tokens also see what comes after them, so that it is not causal.
 
     Returns:
       [batch, sequence, heads, features_per_head].
@@ -33,7 +34,7 @@ def causal(ctx, qkv, rotary_dims, rate, site):
     batch, sequence, _, heads, features = qkv.shape.dims
     memory = mtf.Dimension(sequence.name.replace("sequence", "memory_length"), sequence.size)
     drops = ctx.train and rate > 0
-    full = Causal(Heads(qkv, memory, rotary_dims), rate, site_number(site))
+    full = Causal(Heads(qkv, memory, rotary_dims), rate, site_number(site), bidirectional)
     return SliceOperation(
         full.forward, full.backward, [qkv] + ([ctx.dropout_key] if drops else []),
         [([batch, sequence, heads, features], qkv.dtype)], "causal_attention").outputs[0]

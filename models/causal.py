@@ -1,4 +1,4 @@
-"""Causal attention in full form on slices, in blocks of queries."""
+"""Softmax attention in full form on slices, in blocks of queries: causal or bidirectional."""
 
 import numpy as np
 
@@ -15,14 +15,18 @@ _SMALLEST_BLOCK = 128
 class Causal:
     """Softmax attention to oneself and what came before, in full form: forward and backward.
 
+    Bidirectional, it is attention to all positions.
+
     Args:
       heads: a Heads.
       rate: of dropout, which is on where the operation is given a key.
       site: an int that is unique in the model.
+      bidirectional: whether a query also sees what comes after it.
     """
 
-    def __init__(self, heads, rate, site):
+    def __init__(self, heads, rate, site, bidirectional=False):
         self._heads, self._rate, self._site = heads, rate, site
+        self._bidirectional = bidirectional
 
     def forward(self, slices, x, *key):
         """-> laid-out [b, s, h, d]."""
@@ -76,12 +80,16 @@ class Causal:
     def _blocks(self, slices, q, k):
         """((first, last + 1), reach) of blocks of a slice's queries; they see keys below reach."""
         # A slice of queries or keys does not know beforehand where the diagonal crosses it.
-        anywhere = any(map(slices.is_split, (self._heads.sequence, self._heads.memory)))
+        anywhere = self._bidirectional or any(
+            map(slices.is_split, (self._heads.sequence, self._heads.memory)))
         for rows in _query_blocks(q.slice_shape[2]):
             yield rows, k.slice_shape[2] if anywhere else rows[1]
 
     def _probabilities(self, slices, q, k, first):
         """float32 [b, h, n, m] of the queries from a slice's `first` on."""
+        products = self._heads.products(slices, q, k)
+        if self._bidirectional:
+            return self._heads.softmax(slices, products)
         starts = [slices.start(d) if slices.is_split(d) else 0
                   for d in (self._heads.sequence, self._heads.memory)]
 
@@ -89,8 +97,7 @@ class Causal:
             rows, columns = (np.arange(n, dtype=np.int32) for n in s.shape[2:].as_list())
             return tf.where_v2(columns[None] + column <= rows[:, None] + (first + row), s, -1e9)
 
-        return self._heads.softmax(slices, slices.map(hide, self._heads.products(slices, q, k),
-                                                      *starts))
+        return self._heads.softmax(slices, slices.map(hide, products, *starts))
 
     def _keep_scale(self, slices, key, p, first):
         """Dropout's factors for probabilities, by index in the whole [b, h, s, m] tensor."""

@@ -16,10 +16,12 @@ class GPT:
     Args:
       config: a configs.schema.RunConfig.
       n_valid: how many of the vocabulary's ids the encoder has; the others are padding.
+      causal: whether a token sees only itself and what came before; else it sees the whole
+        sequence, and there is no incremental form.
     """
 
-    def __init__(self, config, n_valid):
-        self.config = config
+    def __init__(self, config, n_valid, causal=True):
+        self.config, self.causal = config, causal
         self.n_valid = n_valid if config.pad_masked else config.n_vocab_padded
         self.embd = mtf.Dimension("embd", config.n_embd)
         self.vocab = mtf.Dimension("vocab", config.n_vocab_padded)
@@ -56,7 +58,8 @@ class GPT:
 
         def attend(ctx, qkv, layer):
             site = f"h{layer}/attn/probabilities"
-            return attention.causal(ctx, qkv, self.rotary_dims, self.config.attn_dropout, site)
+            return attention.causal(ctx, qkv, self.rotary_dims, self.config.attn_dropout, site,
+                                    bidirectional=not self.causal)
 
         return self._stack(ctx, tokens, index, attend, join)
 

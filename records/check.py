@@ -88,8 +88,8 @@ def _check_split(config, entry, split, samples):
         print(f"  pictures of {manifest.image_size} pixels a side, {manifest.group} a group; "
               "tokens are those of all captions")
     else:
-        print(f"  windows of {config.n_ctx} targets in an epoch, read as chunks: "
-              f"{max(split_found.total('tokens') - 1, 0) // config.n_ctx:,}")
+        print(f"  windows of {config.window_size} targets in an epoch, read as chunks: "
+              f"{max(split_found.total('tokens') - 1, 0) // config.window_size:,}")
     if not any(shard.tokens for shard in shards):
         problems.append(f"dataset {entry.id}: its {len(files)} {split} shards hold no tokens")
     elif samples:

@@ -54,7 +54,7 @@ def of_run(config, split):
         if source.mode == PICTURES:
             _check_pictures(source, config)
         elif source.mode != "chunks":
-            _check_documents(source, config.n_ctx)
+            _check_documents(source, config.window_size)
     hashes = {source.encoder_hash: source.entry.id for source in sources if source.encoder_hash}
     if len(hashes) > 1:
         raise UserError(f"datasets {' and '.join(hashes.values())} were made by different encoders "
@@ -148,10 +148,10 @@ def windows(config, number, source):
     if source.mode == PICTURES:
         return Pictures(reader, split, config.n_ctx, config.n_vocab, seed)
     if source.mode == "chunks":
-        found = Chunks(reader, config.n_ctx, split.total("tokens"), seed,
+        found = Chunks(reader, config.window_size, split.total("tokens"), seed,
                          padded=split.name == "validation")
     else:
-        found = Documents(reader, config.n_ctx, split.total("records"), split.total("tokens"),
+        found = Documents(reader, config.window_size, split.total("records"), split.total("tokens"),
                             seed, source.entry.stitch, source.mode == "documents_random")
     if not found.windows:
         raise UserError(f"dataset {source.entry.id}: its {split.name} split of "

@@ -62,7 +62,11 @@ def config(tmp_path, datasets, **keys):
               "eval_batch_size": 4,
               "eval_steps": None, "seed": 1, "datasets": entries, "dataset_configs": jsons,
               "model_path": str(tmp_path / "model"), **keys}
-    return types.SimpleNamespace(**values)
+    return _Config(**values)
+
+
+class _Config(types.SimpleNamespace):
+    window_size = property(lambda self: self.n_ctx)
 
 
 def take(input_fn, count=None, params=None):

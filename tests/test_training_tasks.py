@@ -69,12 +69,14 @@ def gpt2(tmp_path_factory):
     return directory, log_likelihoods
 
 
-def continuation(log_likelihoods, prefix, text):
+def continuation(log_likelihoods, prefix, text, begins=False):
     """(log-likelihood, whether it is the greedy one) of a text after a prefix.
 
-    White space at the prefix's end counts as the text's.
+    White space at the prefix's end counts as the text's. Where there is no prefix, or if it
+    `begins` so, the end-of-text id comes first.
     """
-    ids = [60, *map(LETTERS.index, prefix + text)][-N_CTX - 1:]
+    start = [60] if begins or not prefix.strip() else []
+    ids = [*start, *map(LETTERS.index, prefix + text)][-N_CTX - 1:]
     count = len(prefix) - len(prefix.rstrip()) + len(text)
     values, likeliest = log_likelihoods(ids)
     return values[-count:].sum(), (likeliest[-count:] == ids[-count:]).all()
@@ -106,24 +108,27 @@ def test_rows_equal_transformers(gpt2, mesh_shape, layout):
     assert 9 <= likeliest.sum() < 27
 
 
-@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES[:2])
-def test_choices_equal_transformers(gpt2, tmp_path, mesh_shape, layout):
+@pytest.mark.parametrize(("mesh_shape", "layout", "begins"), [
+    (*MESHES[0], False), (*MESHES[1], True)])
+def test_choices_equal_transformers(gpt2, tmp_path, mesh_shape, layout, begins):
     directory, log_likelihoods = gpt2
-    config = make_config(directory, mesh_shape=mesh_shape, layout=layout,
+    config = make_config(directory, mesh_shape=mesh_shape, layout=layout, eval_tasks_bos=begins,
                          eval_tasks=[write(tmp_path / "dev.jsonl", CHOICES)])
     found = tasks.Tasks(config, ENCODER).scores()["dev"]
-    answers, normed, losses = [], [], []
+    answers, normed, by_byte, losses = [], [], [], []
     for item in CHOICES:
-        values = [continuation(log_likelihoods, item["prefix"], " " + text)[0]
+        values = [continuation(log_likelihoods, item["prefix"], " " + text, begins)[0]
                   for text in item["choices"]]
         right = item["answer"]
         right = right if isinstance(right, int) else item["choices"].index(right)
-        sizes = [len(text.encode()) for text in item["choices"]]
         answers.append(int(np.argmax(values)) == right)
-        normed.append(int(np.argmax(np.array(values) / sizes)) == right)
+        for found_right, sizes in [(normed, map(len, item["choices"])),
+                                   (by_byte, [len(text.encode()) for text in item["choices"]])]:
+            found_right.append(int(np.argmax(np.array(values) / list(sizes))) == right)
         losses.append(-values[right])
     assert found["items"] == 4 and found["cut"] == 1
     assert found["acc"] == np.mean(answers) and found["acc_norm"] == np.mean(normed)
+    assert found["acc_bytes"] == np.mean(by_byte)
     assert found["answer_loss"] == pytest.approx(np.mean(losses), abs=1e-4)
     assert found["answer_loss_per_token"] == pytest.approx(sum(losses) / (5 + 6 + 3 + 2), abs=1e-4)
     assert found["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
@@ -136,7 +141,7 @@ def test_choices_equal_transformers(gpt2, tmp_path, mesh_shape, layout):
 
 def test_completions_and_texts_equal_transformers(gpt2, tmp_path):
     directory, log_likelihoods = gpt2
-    likely = LETTERS[log_likelihoods([60, *map(LETTERS.index, "and"), 0])[1][-1]]
+    likely = LETTERS[log_likelihoods([*map(LETTERS.index, "and"), 0])[1][-1]]
     completions = [*COMPLETIONS, {"prefix": "and", "completion": likely}]
     config = make_config(directory, eval_tasks=[
         write(tmp_path / "words.jsonl", completions), write(tmp_path / "texts.jsonl", TEXTS)])
@@ -147,6 +152,7 @@ def test_completions_and_texts_equal_transformers(gpt2, tmp_path):
     assert words["items"] == 4 and words["cut"] == 1 and "chance" not in words
     assert words["acc"] == np.mean([right for _, right in expected]) and words["acc"] > 0
     assert words["answer_loss"] == pytest.approx(-np.mean([s for s, _ in expected]), abs=1e-4)
+    assert words["perplexity"] == pytest.approx(math.exp(words["answer_loss"]))
     nats = tokens = 0
     for item in TEXTS:
         ids = [60, *map(LETTERS.index, item["text"])]
@@ -174,24 +180,20 @@ def test_scores_by_hand(tmp_path, monkeypatch):
             pass
 
         def score(self, rows):
-            return np.array([-2.0, -3.0, -1.0, -9.0]), np.zeros(4, bool)
+            return np.array([-2.0, -3.5, -1.0, -9.0]), np.zeros(4, bool)
 
     monkeypatch.setattr(scorer, "Scorer", Given)
     path = write(tmp_path / "dev.jsonl", [
-        {"prefix": "x", "choices": ["a", "four"], "answer": 1},
-        {"prefix": "x", "choices": ["b", "c"], "answer": 0}])
+        {"prefix": "x", "choices": ["aa", "éé."], "answer": 1},
+        {"query": "x", "endings": ["b", "c"], "gold": 0}])
     found = tasks.Tasks(make_config(tmp_path, eval_tasks=[path]), ENCODER).scores()
-    # -3 for four bytes is more a byte than -2 for one.
-    # The right ones have e^-3 / (e^-2 + e^-3) and 1 / (1 + e^-8) of their choices' probability.
-    among = pytest.approx((math.log(1 + math.e) + math.log(1 + math.exp(-8))) / 2)
-    assert found == {"dev": {"items": 2, "acc": 0.5, "acc_norm": 1.0, "answer_loss": 2.0,
-                             "choice_loss": among,
-                             "answer_loss_per_token": pytest.approx(4 / 7), "chance": 0.5,
-                             "cut": 0}}
-    assert tasks.scalars(found) == {
-        "tasks/dev/acc": 0.5, "tasks/dev/acc_norm": 1.0, "tasks/dev/answer_loss": 2.0,
-        "tasks/dev/choice_loss": among,
-        "tasks/dev/answer_loss_per_token": pytest.approx(4 / 7), "tasks/dev/chance": 0.5}
+    # -3.5 for three characters is less a character than -2 for two, but more a byte: é has two.
+    # The right ones have e^-1.5 / (1 + e^-1.5) and 1 / (1 + e^-8) of their choices' probability.
+    among = pytest.approx((math.log(1 + math.exp(1.5)) + math.log(1 + math.exp(-8))) / 2)
+    scores = {"acc": 0.5, "acc_norm": 0.5, "acc_bytes": 1.0, "answer_loss": 2.25,
+              "choice_loss": among, "answer_loss_per_token": pytest.approx(4.5 / 6), "chance": 0.5}
+    assert found == {"dev": {"items": 2, **scores, "cut": 0}}
+    assert tasks.scalars(found) == {f"tasks/dev/{name}": value for name, value in scores.items()}
     assert tasks.scalars({"d": {"told": {"acc": 1.0}}}) == {"tasks/d/told/acc": 1.0}
 
 
@@ -199,7 +201,11 @@ def test_white_space_at_a_prefix_end_belongs_to_the_continuation():
     item = items._item(b'{"prefix": "ab ", "choices": ["c", "de"], "answer": 0}', "x:1")
     assert [(ENCODER.decode(row.ids), row.count) for row in items.rows(item, ENCODER, 16)] == [
         ("ab  c", 3), ("ab  de", 4)]
-    assert items.rows(item, ENCODER, 16)[0].ids[0] == 60
+    assert items.rows(item, ENCODER, 16)[0].ids[0] == ENCODER.encode("a")[0]
+    assert items.rows(item, ENCODER, 16, begins=True)[0].ids[0] == 60
+    bare = items._item(b'{"prefix": " ", "completion": "c"}', "x:1")
+    [row] = items.rows(bare, ENCODER, 16)
+    assert row.ids[0] == 60 and (ENCODER.decode(row.ids), row.count) == (" c", 2)
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 9, 14])
@@ -232,7 +238,7 @@ def test_rows_are_no_longer_than_they_have_to_be(tmp_path, longest, changes, len
     ('{"prefix": "a", "choices": ["b", "c"], "answer": true}', "answer true is neither"),
     ('{"prefix": "a", "choices": ["b", "c"], "answer": "d"}', 'answer "d" is neither'),
     ('{"prefix": "a", "choices": ["b", "c"]}', "answer null is neither"),
-    ('{"choices": ["b", "c"], "answer": 0}', "context must be text"),
+    ('{"choices": ["b", "c"], "answer": 0}', "prefix must be text"),
     ('{"prefix": "a", "choices": ["b", "c"], "answer": 0, "told": 1}', "told must be"),
     ('{"prefix": "a", "choices": ["b", "c"], "answer": 0, "about": 1}', "about must be text"),
     ('{"prefix": "a", "completion": ""}', "completion is empty"),
@@ -258,7 +264,7 @@ def test_files_that_are_not_there_or_empty(tmp_path):
 
 
 @pytest.mark.parametrize(("value", "wanted"), [
-    (["lambada"], '"lambada" is no path of a JSONL file'), ("a.jsonl", "must be a list"),
+    (["hellaswag"], '"hellaswag" is no path of a JSONL file'), ("a.jsonl", "must be a list"),
     ([3], "must be a list"), (["a/x.jsonl", "b/x.jsonl"], "two files are called x")])
 def test_eval_tasks_in_configs(tmp_path, value, wanted):
     path = tmp_path / "run.json"

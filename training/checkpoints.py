@@ -201,11 +201,17 @@ def check_fits(config, record, encoder=None):
     Raises:
       UserError: with the first difference.
     """
-    for key, value in json.loads(json.dumps(config.architecture())).items():
-        # A record from before a key was there has what is now the key's default.
+    architecture = json.loads(json.dumps(config.architecture()))
+
+    def fact(facts, key):
+        # Some facts are there only for the models that have them, and a record from before a key
+        # was there has what is now the key's default.
         field = type(config).model_fields.get(key)
         default = None if field is None or field.is_required() else field.default
-        before = record.architecture.get(key, default)
+        return facts.get(key, default)
+
+    for key in dict.fromkeys([*architecture, *record.architecture]):
+        before, value = (fact(facts, key) for facts in (record.architecture, architecture))
         if before != value:
             raise UserError(
                 f"{config.model_path}: its weights have {key} = {json.dumps(before)}, the config "

@@ -2,8 +2,8 @@
 
 Tokens are cut where EleutherAI's lm-evaluation-harness cuts them: prefix and continuation are
 encoded together, and the continuation's tokens are those past the number that the prefix has by
-itself. White space at a prefix's end belongs to the continuation. Every text begins with the
-end-of-text id, as documents do in training.
+itself. White space at a prefix's end belongs to the continuation. Documents, and what has no
+prefix, begin with the end-of-text id.
 """
 
 import json
@@ -12,6 +12,10 @@ from typing import NamedTuple
 from configs.errors import UserError
 from encoders.base import join_surrogates
 from mesh.compat import tf
+
+# What the parts of an item are called: here first, then in files of others.
+_NAMES = {"prefix": ("prefix", "context", "query", "ctx"), "choices": ("choices", "endings"),
+          "answer": ("answer", "gold", "label"), "completion": ("completion",), "text": ("text",)}
 
 
 class Item(NamedTuple):
@@ -86,21 +90,23 @@ def _item(line, place):
         raise _error(place, f"no JSON ({error})") from error
     if not isinstance(values, dict):
         raise _error(place, "no JSON object; write one item a line")
-    kinds = [kind for kind in ("choices", "completion", "text") if kind in values]
+    keys = {part: next((name for name in names if name in values), part)
+            for part, names in _NAMES.items()}
+    kinds = [kind for kind in ("choices", "completion", "text") if keys[kind] in values]
     if len(kinds) != 1:
         raise _error(place, f"has {' and '.join(kinds) or 'none of choices, completion and text'}; "
                             "an item has one of choices, completion and text")
     kind = kinds[0]
     prefix, answer = "", 0
     if kind != "text":
-        prefix = _text(values, "prefix" if "prefix" in values else "context", place, empty=True)
+        prefix = _text(values, keys["prefix"], place, empty=True)
     if kind == "choices":
-        texts = values["choices"]
+        texts = values[keys["choices"]]
         if not isinstance(texts, list) or len(texts) < 2:
             raise _error(place, "choices must be a list of two or more texts")
         texts = tuple(_text(dict(enumerate(texts)), number, place, of="choices ")
                       for number in range(len(texts)))
-        answer = _answer(values.get("answer"), texts, place)
+        answer = _answer(values.get(keys["answer"]), texts, place)
     else:
         texts = (_text(values, kind, place),)
     return Item(kind, place, prefix, texts, answer, _parts(values, place))
@@ -136,8 +142,14 @@ def _parts(values, place):
     return tuple(parts)
 
 
-def rows(item, encoder, n_ctx):
+def rows(item, encoder, n_ctx, begins=False):
     """The rows of an item: one for each choice, one for a completion, some for a text.
+
+    Args:
+      item: an Item.
+      encoder: the encoder.
+      n_ctx: the model's window.
+      begins: whether prefixes begin with the end-of-text id too.
 
     Raises:
       UserError: the encoder does not know a character, or a continuation has no token of its own
@@ -157,7 +169,7 @@ def rows(item, encoder, n_ctx):
             if not 0 < count <= n_ctx:
                 raise UserError(f"{text[:40]!r} is {max(count, 0)} tokens after its prefix; from 1 "
                                 f"to n_ctx = {n_ctx} can be scored")
-            ids = [encoder.eos_id, *ids]
+            ids = ids if known and not begins else [encoder.eos_id, *ids]
             found.append(Row(ids[-(n_ctx + 1):], count, len(ids) > n_ctx + 1))
         return found
     except UserError as error:

@@ -19,7 +19,7 @@ def build(config, n_valid, taken=None):
     if config.model == "gpt_c" and config.clip.mode == "input":
         taken = taken or frozen.of_run(config)
         return gpt_c.GPTWithStudent(config, n_valid, frozen_student(taken), taken.initializer)
-    return gpt.GPT(config, n_valid)
+    return gpt.GPT(config, n_valid, causal=not config.mlm_training)
 
 
 def student(config, out, recompute=False):

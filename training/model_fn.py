@@ -78,7 +78,7 @@ def _scalar(mesh, value):
 
 
 def _eval_spec(config, objective, mesh, features):
-    inputs, counts = objective.features(mesh, features, tf.constant(0))
+    inputs, counts = objective.eval_features(mesh, features)
     scores = objective.scores(layers.Context(mesh, config), inputs)
     lowering = lower(config, mesh)
     tensors = {}

@@ -5,6 +5,7 @@ An objective is made once for a run and used by every graph of it. It has
 - `features(mesh, features, step)`: the input function's features as mtf tensors with `batch` as
   their first dimension, and for each loss term the count that its sum is divided by, a float32
   tf scalar of the whole batch;
+- `eval_features(mesh, features)`: the same for evaluation;
 - `terms(ctx, inputs)`: for training, each loss term's sum over valid positions, a float32 mtf
   scalar; the sums of microbatches add up to the batch's;
 - `weights(step)`: by term, the weight in the total loss where it is not 1;
@@ -15,7 +16,7 @@ An objective is made once for a run and used by every graph of it. It has
 - `prepare()`: what has to be measured before the first step of a new run.
 """
 
-from mesh.compat import mtf
+from mesh.compat import mtf, tf
 
 
 class Objective:
@@ -31,6 +32,10 @@ class Objective:
 
     def __init__(self, config, facts, frozen=None):
         self.config, self.facts, self.frozen = config, facts, frozen
+
+    def eval_features(self, mesh, features):
+        """What `features` gives at the first step; a kind that draws at random may differ."""
+        return self.features(mesh, features, tf.constant(0))
 
     def weights(self, step):
         """By loss term, its weight at a step (an integer tf scalar); absent is 1."""

@@ -3,6 +3,7 @@
 from training.contrastive import Contrastive
 from training.distillation import Distillation
 from training.language import Language
+from training.masked import Masked
 from training.supervision import Supervision
 from training.text_student import TextStudent
 
@@ -24,5 +25,7 @@ def of_run(config, facts, frozen=None):
     """
     if config.text_only:
         return TextStudent(config, facts)
+    if config.mlm_training:
+        return Masked(config, facts, frozen)
     plain = config.model == "gpt_c" and (config.clip.mode == "input" or not config.clip.weight)
     return (Language if plain else _KINDS[config.model])(config, facts, frozen)

@@ -217,13 +217,13 @@ def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0
             head = sample.head if text else ""
             print(f"{head}{sample.text}\n{SEPARATOR}", flush=True)
             if config.predict_path:
-                _append(config.predict_path, {
+                append(config.predict_path, {
                     "prompt": text, "text": sample.text, "sample": sample.number,
                     "ended_by": sample.reason, "new_tokens": len(sample.tokens),
                     "checkpoint": predictor.checkpoint, "stop": list(stop), **settings})
 
     answer(prompts, encoded)
-    for line in _lines() if interactive else ():
+    for line in lines() if interactive else ():
         try:
             tokens = encode_prompt(encoder, line)
         except UserError as error:
@@ -255,7 +255,7 @@ def encode_prompt(encoder, prompt):
     return tokens
 
 
-def _lines():
+def lines():
     """Lines of stdin without their ends, asked for on a terminal."""
     while True:
         if sys.stdin.isatty():
@@ -266,7 +266,7 @@ def _lines():
         yield line.rstrip("\r\n")
 
 
-def _append(path, entry):
+def append(path, entry):
     """Appends a line of JSON to a file, whose directory is made if need be."""
     try:
         if os.path.dirname(path):

@@ -1,7 +1,8 @@
 """Scores of a language model on files of items, at each evaluation of a run.
 
-Multiple choice is scored as EleutherAI's lm-evaluation-harness does: the choice with the largest
-log-likelihood (`acc`), or with the largest one per byte (`acc_norm`).
+All is scored as EleutherAI's lm-evaluation-harness does. Of choices, the one with the largest
+log-likelihood (`acc`), the largest one per character (`acc_norm`) or per byte (`acc_bytes`) is the
+model's; of completions, LAMBADA's last words among them, `perplexity` is exp of the mean loss.
 """
 
 import logging
@@ -11,7 +12,7 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.values import task_name
-from training import items, language_models, scorer
+from training import items, lambada, language_models, scorer
 
 
 class Tasks:
@@ -32,8 +33,8 @@ class Tasks:
             raise UserError(f"n_vocab: {config.n_vocab} is less than the {encoder.n_vocab} ids of "
                             f"encoder {encoder.spec}")
         self._config, self._n_valid, self._scorer = config, encoder.n_vocab, None
-        self._files = {task_name(path): _File(path, encoder, config.n_ctx)
-                       for path in config.eval_tasks}
+        self._files = {task_name(entry): _File(entry, encoder, config)
+                       for entry in config.eval_tasks}
 
     def scores(self):
         """Scores of the newest checkpoint.
@@ -54,16 +55,17 @@ class Tasks:
 class _File:
     """A file of items and its rows."""
 
-    def __init__(self, path, encoder, n_ctx):
-        self._items = items.read(path)
-        of_items = [items.rows(item, encoder, n_ctx) for item in self._items]
+    def __init__(self, entry, encoder, config):
+        self._items, n_ctx = lambada.read(config, entry, encoder), config.n_ctx
+        of_items = [items.rows(item, encoder, n_ctx, config.eval_tasks_bos)
+                    for item in self._items]
         self.rows = [row for of_item in of_items for row in of_item]
         self._ends = np.cumsum([len(of_item) for of_item in of_items])
         self._bytes = [_sizes(item, encoder) for item in self._items]
         self._cut = sum(any(row.cut for row in of_item) for of_item in of_items)
         if self._cut:
             logging.info("note: %s: %d of %d items are longer than n_ctx = %d and lose their "
-                         "beginning", path, self._cut, len(self._items), n_ctx)
+                         "beginning", entry, self._cut, len(self._items), n_ctx)
 
     def scores(self, sums, likeliest):
         """Scores from Scorer.score's results for all rows."""
@@ -93,8 +95,9 @@ def _sizes(item, encoder):
 
 
 def _choices(item, sizes, sums, likeliest, counts):
-    right = item.answer
-    return {"acc": np.argmax(sums) == right, "acc_norm": np.argmax(sums / sizes) == right,
+    right, lengths = item.answer, [len(text) for text in item.texts]
+    return {"acc": np.argmax(sums) == right, "acc_norm": np.argmax(sums / lengths) == right,
+            "acc_bytes": np.argmax(sums / sizes) == right,
             "answer_loss": -sums[right],
             "choice_loss": np.logaddexp.reduce(sums) - sums[right],
             "tokens": counts[right], "chance": 1 / len(item.texts)}
@@ -114,6 +117,8 @@ def _of_answers(found):
     totals = _totals(found)
     tokens = totals.pop("tokens")
     means = {name: total / len(found) for name, total in totals.items()}
+    if "chance" not in means:  # completions
+        means["perplexity"] = math.exp(min(means["answer_loss"], 700.0))
     return {"items": len(found), **means, "answer_loss_per_token": totals["answer_loss"] / tokens}
 
 
@@ -150,5 +155,5 @@ def phrases(scores):
         elif "chance" in values:
             found.append(f"{name} acc {values['acc']:.3f} (chance {values['chance']:.3f})")
         else:
-            found.append(f"{name} acc {values['acc']:.3f}")
+            found.append(f"{name} acc {values['acc']:.3f} perplexity {values['perplexity']:.2f}")
     return found
