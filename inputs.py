@@ -18,6 +18,9 @@ neither on the batch size nor on where a run was stopped.
 Rows are dicts: "tokens" int32 [n_ctx + 1], and "valid" int32 [], the number of targets that count,
 which is n_ctx but at the end of an evaluation.
 
+A run whose `input_fn` names an entry of INPUT_FUNCTIONS takes that function's rows instead of
+datasets' (records/own.py says what it has to return).
+
 Pictures come in the same way: what is said of windows here holds for them (records/pictures.py,
 which says what their rows are).
 """
@@ -32,7 +35,7 @@ import re
 import tensorflow.compat.v1 as tf
 
 from configs.errors import UserError
-from records import picture_files, sources
+from records import own, picture_files, sources
 from records.check import check_dataset
 from records.mixing import mixed
 from records.splits import NoValidation
@@ -40,25 +43,29 @@ from records.splits import NoValidation
 __all__ = ["check_dataset", "dataset_facts", "eval_input_fn", "eval_windows", "explain_data_error",
            "train_input_fn"]
 
+# Your own input functions by the names that a config's `input_fn` has for them. An entry is a
+# function of (config, split, start) that returns rows: see records/own.py and docs/data.md.
+INPUT_FUNCTIONS = {}
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """What a run has to know of a split.
 
     Attributes:
-        tokens: of all datasets together.
+        tokens: of all datasets together; None of an input function of the user's own.
         bytes, decoded_bytes: of the original text and of decode(encode(text)); None if unknown,
             and of pictures.
-        windows: per epoch, all datasets together.
+        windows: per epoch, all datasets together; None where there are no epochs.
         encoder, encoder_hash, n_vocab, eos_id: of the encoder; all but n_vocab may be None.
         datasets: for each dataset a dict of id, mode, stitch, weight, windows, tokens and shards (a
             hash of the shards' names and counts): what the order of windows follows from.
     """
 
-    tokens: int
+    tokens: int | None
     bytes: int | None
     decoded_bytes: int | None
-    windows: int
+    windows: int | None
     encoder: str | None
     encoder_hash: str | None
     n_vocab: int
@@ -89,6 +96,10 @@ def train_input_fn(config, start_window):
     Raises:
         UserError: the datasets cannot be read as the config says.
     """
+    function = own.of_run(config, INPUT_FUNCTIONS)
+    if function:
+        return lambda params: _batches(own.rows(function, config, "train", start_window),
+                                       params.get("batch_size", config.train_batch_size))
     datasets = sources.of_run(config, "train")
     readers = [sources.windows(config, number, source) for number, source in enumerate(datasets)]
     entries = [source.entry for source in datasets]
@@ -115,13 +126,15 @@ def eval_input_fn(config):
     Raises:
         UserError: a dataset has no validation split or cannot be read.
     """
-    readers = _eval_readers(config)
-    windows = sum(reader.windows for reader in readers)
+    function = own.of_run(config, INPUT_FUNCTIONS)
+    readers = [] if function else _eval_readers(config)
+    windows = _all_windows(config).windows
 
     def input_fn(params):
         batch_size = params.get("batch_size", config.eval_batch_size)
-        rows = functools.reduce(lambda a, b: a.concatenate(b),
-                                [reader.in_order() for reader in readers])
+        rows = (own.rows(function, config, "validation", 0) if function else
+                functools.reduce(lambda a, b: a.concatenate(b),
+                                 [reader.in_order() for reader in readers]))
         padding = tf.data.Dataset.from_tensors({name: tf.zeros(spec.shape, spec.dtype)
                                                 for name, spec in rows.element_spec.items()})
         rows = rows.concatenate(padding.repeat(-windows % batch_size))
@@ -133,11 +146,22 @@ def eval_input_fn(config):
 
 def eval_windows(config):
     """The EvalSize of eval_input_fn with eval_batch_size rows a batch."""
+    return _all_windows(config, config.eval_steps)
+
+
+def _all_windows(config, steps=None):
+    """The EvalSize of the first so many batches of the validation splits, or of all."""
+    function = own.of_run(config, INPUT_FUNCTIONS)
+    if function:
+        valid = own.valid_targets(function, config)
+        most = steps * config.eval_batch_size if steps else len(valid)
+        valid = valid[:most]
+        return EvalSize(len(valid), -(-len(valid) // config.eval_batch_size), int(valid.sum()))
     readers = _eval_readers(config)
     windows = sum(reader.windows for reader in readers)
     batches = -(-windows // config.eval_batch_size)
-    if config.eval_steps:
-        batches = min(batches, config.eval_steps)
+    if steps:
+        batches = min(batches, steps)
     left = windows = min(windows, batches * config.eval_batch_size)
     targets = 0
     for reader in readers:
@@ -159,6 +183,8 @@ def dataset_facts(config, split):
     Raises:
         UserError: the datasets cannot be read, or were made by different encoders.
     """
+    if own.of_run(config, INPUT_FUNCTIONS):
+        return _facts_of_own(config)
     datasets = sources.of_run(config, split)
     described = []
     for number, source in enumerate(datasets):
@@ -189,6 +215,15 @@ def dataset_facts(config, split):
         **{fact: None if None in values else sum(values) for fact, values in sizes.items()})
 
 
+def _facts_of_own(config):
+    """The Facts of an input function of the user's own; datasets only tell the encoder."""
+    stated = next(iter(config.dataset_configs.values())) if config.datasets else None
+    return Facts(tokens=None, bytes=None, decoded_bytes=None, windows=None,
+                 encoder=stated and stated.encoder, encoder_hash=stated and stated.encoder_hash,
+                 n_vocab=stated.n_vocab if stated else config.n_vocab,
+                 eos_id=stated and stated.eos_id, datasets=({"id": config.input_fn},))
+
+
 def explain_data_error(config, error):
     """One line that names the file and offset behind an error of the input pipeline.
 
@@ -204,6 +239,8 @@ def explain_data_error(config, error):
     if failed:
         return failed[1].replace("] [", " ") + "; see --check_dataset"
     offset = re.search(r"(?:corrupted|truncated) record at (\d+)", message)
+    if config.input_fn != own.DATASETS:
+        return None
     picture = config.model == "clip" and re.search(r"DecodeImage|ParseSingleExample", message)
     if not offset and not picture and "Dataset was empty" not in message:
         return None

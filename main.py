@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 
+from configs import old_flags
 from configs.command_line import Parser, quiet_libraries, status_of
 from configs.errors import UserError
 
@@ -20,7 +21,7 @@ examples:
 
 # What the flags of --predict are when they are not given.
 PREDICT_DEFAULTS = {"prompt": [], "num_samples": 1, "max_new_tokens": None, "temperature": 1.0,
-                    "top_k": 0, "top_p": 1.0, "stop": [], "seed": None, "interactive": False}
+                    "top_k": None, "top_p": 1.0, "stop": [], "seed": None, "interactive": False}
 
 
 def number(kind, allowed, test):
@@ -91,7 +92,7 @@ def make_parser():
     group.add_argument("--temperature", metavar="T", type=warmth,
                        help="0 takes the likeliest token; higher is more varied (1.0)")
     group.add_argument("--top_k", metavar="K", type=whole,
-                       help="sample from the K likeliest tokens; 0 is all (0)")
+                       help="sample from the K likeliest tokens; 0 is all (the config's top_k)")
     group.add_argument("--top_p", metavar="P", type=share,
                        help="sample from the likeliest tokens that hold this probability (1.0)")
     group.add_argument("--stop", metavar="TEXT", action="append",
@@ -106,6 +107,7 @@ def make_parser():
     loudness.add_argument("--quiet", action="store_true", help="only warnings, errors and results")
     loudness.add_argument("--verbose", action="store_true", help="also TensorFlow's own messages")
     group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    old_flags.add(parser)
     return parser
 
 
@@ -113,6 +115,11 @@ def parse(argv):
     """Parses flags and refuses those that belong to another job."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    if args.predict_text or args.predict_file:
+        if args.eval or args.check_dataset or args.print_config or args.import_from:
+            parser.error("argument --predict_text, --predict_file: they are --predict --prompt, "
+                         "a job of their own")
+        args.predict = True
     for name, default in PREDICT_DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -160,14 +167,27 @@ def read_prompt(prompt):
     looks_like_path = re.fullmatch(r"\S+\.txt|\w+://\S+", prompt)
     if prompt and len(prompt) < 4096 and "\n" not in prompt:
         if tf.io.gfile.exists(prompt) and not tf.io.gfile.isdir(prompt):
-            with tf.io.gfile.GFile(prompt) as file:
-                try:
-                    return file.read()
-                except UnicodeDecodeError as error:
-                    raise UserError(f"--prompt {prompt}: no UTF-8 text ({error})") from error
+            return read_text(prompt, "--prompt")
         if looks_like_path:
             raise UserError(f"--prompt {prompt}: no such file")
     return prompt
+
+
+def read_text(path, flag):
+    """The text of a file that a flag names.
+
+    Raises:
+        UserError: there is no such file, or it is no UTF-8 text.
+    """
+    import tensorflow.compat.v1 as tf
+
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag} {path}: no UTF-8 text ({error})") from error
+    except tf.errors.NotFoundError as error:
+        raise UserError(f"{flag} {path}: no such file") from error
 
 
 def predict(config, args):
@@ -178,19 +198,21 @@ def predict(config, args):
     """
     from training import filler, predictor
 
+    prompts = [*map(read_prompt, args.prompt), *args.predict_text,
+               *(read_text(path, "--predict_file") for path in args.predict_file)]
     settings = {"num_samples": args.num_samples, "temperature": args.temperature,
-                "top_k": args.top_k, "top_p": args.top_p, "interactive": args.interactive,
+                "top_k": config.top_k if args.top_k is None else args.top_k, "top_p": args.top_p,
+                "interactive": args.interactive,
                 "seed": config.seed if args.seed is None else args.seed}
     if config.mlm_training:
         for name in ("max_new_tokens", "stop"):
             if getattr(args, name):
                 raise UserError(f"--{name}: a masked language model fills in masks, a token each; "
                                 "leave the flag out")
-        if not args.prompt and not args.interactive:
+        if not prompts and not args.interactive:
             raise UserError(f"--prompt: missing; give a text with {config.mlm_mask_text} in it")
-        filler.fill_in(config, [read_prompt(prompt) for prompt in args.prompt], **settings)
+        filler.fill_in(config, prompts, **settings)
         return
-    prompts = [read_prompt(prompt) for prompt in args.prompt]
     predictor.predict(
         config, prompts=prompts or ([] if args.interactive else [""]),
         max_new_tokens=args.max_new_tokens or config.predict_max_steps, stop=args.stop, **settings)
@@ -207,7 +229,7 @@ def run_job(args):
 
     flags = {key: getattr(args, key) for key in ("model_path", "gpu_ids", "steps_per_checkpoint")}
     config = schema.load(args.model, args.set, flags)
-    for note in config.notes:
+    for note in [*args.notes, *config.notes]:
         logging.info("note: %s", note)
     if args.print_config:
         print(config.describe(), flush=True)

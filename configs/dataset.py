@@ -99,6 +99,12 @@ class DatasetConfig(_Strict):
         description="Number of token ids, the end-of-text id included.")
     eos_id: Count | None = pydantic.Field(None, description="Id that ends each document.")
     padding_id: Count | None = pydantic.Field(None, description="Id that fills up short rows.")
+    separator: Count | None = pydantic.Field(
+        None, description="Id to be put after each record, for shards whose documents end without "
+        "one: ConnorJL's, and GPT-Neo's of whole documents.")
+    held_out_shards: list[Count] | None = pydantic.Field(
+        None, description="Numbers of shards of path that are for validation: 3 is "
+        "NAME_3.tfrecords or NAME_3_<records>.tfrecords.")
     lambada_tokens_path: str | None = pydantic.Field(
         None, description="LAMBADA, for eval_tasks: GPT-Neo's JSON of token ids, or a JSONL of "
         "texts.")
@@ -147,9 +153,10 @@ class DatasetConfig(_Strict):
     @pydantic.model_validator(mode="after")
     def _eos_in_vocabulary(self):
         """GPT-Neo's padding_id may be n_vocab (it never was embedded); an end-of-text may not."""
-        if self.eos_id is not None and self.eos_id >= self.n_vocab:
-            raise ValueError(f"key 'eos_id' is {self.eos_id}, and ids end at n_vocab - 1 = "
-                             f"{self.n_vocab - 1}; mend one of them")
+        for key, value in (("eos_id", self.eos_id), ("separator", self.separator)):
+            if value is not None and value >= self.n_vocab:
+                raise ValueError(f"key {key!r} is {value}, and ids end at n_vocab - 1 = "
+                                 f"{self.n_vocab - 1}; mend one of them")
         return self
 
     @property

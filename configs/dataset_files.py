@@ -11,15 +11,20 @@ def path(name: str) -> str:
     """The JSON meant by a dataset's id, which may itself be a path that ends in .json."""
     if name.endswith(".json"):
         return name
-    return os.path.join(reading.CONFIG_DIR, "datasets", f"{name}.json")
+    # GPT-Neo's folder comes second.
+    places = [os.path.join(reading.CONFIG_DIR, folder, f"{name}.json")
+              for folder in ("datasets", "dataset_configs")]
+    return next(filter(os.path.isfile, places), places[0])
 
 
-def load(names: list[str], n_vocab: int) -> dict[str, DatasetConfig]:
+def load(names: list[str], n_vocab: int,
+         inline: dict[str, DatasetConfig] | None = None) -> dict[str, DatasetConfig]:
     """The dataset configs by id, in order.
 
     Args:
         names: ids or paths.
         n_vocab: ids that the model has; 0 if that is not known yet.
+        inline: those that the run config has itself, by id.
 
     Raises:
         UserError: there are none, or one is missing or wrong, needs more ids than n_vocab, or was
@@ -27,7 +32,8 @@ def load(names: list[str], n_vocab: int) -> dict[str, DatasetConfig]:
     """
     if not names:
         raise UserError("datasets: none given; list an id of configs/datasets/")
-    found = {name: _load(name) for name in names}
+    inline = inline or {}
+    found = {name: inline[name] if name in inline else _load(name) for name in names}
     for name, dataset in found.items():
         _check(n_vocab, name, dataset, *next(iter(found.items())))
     return found

@@ -3,7 +3,7 @@
 Everything else about keys (the reference page, messages, --print_config) is made from these.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -14,6 +14,10 @@ AttentionTypes = Annotated[tuple[str, ...] | None, BeforeValidator(values.attent
                            PlainSerializer(values.attention_runs)]
 Datasets = Annotated[list[values.DatasetEntry], BeforeValidator(values.datasets)]
 Ids = Annotated[list[int], BeforeValidator(values.list_or_none)]
+InlineDatasets = Annotated[
+    dict[str, Any], BeforeValidator(values.inline_datasets),
+    PlainSerializer(lambda found: {name: dataset.model_dump(exclude_unset=True)
+                                   for name, dataset in found.items()})]
 EvalTasks = Annotated[list[str], BeforeValidator(values.eval_tasks)]
 Devices = Annotated[list[str], BeforeValidator(values.devices)]
 MeshShape = Annotated[str, BeforeValidator(lambda value: pairs_text(parse_mesh_shape(value)))]
@@ -215,6 +219,13 @@ class DataKeys(Keys):
         [], description="Datasets to mix: ids of configs/datasets/, paths of such a JSON, or "
                         "[id, stitch, mode, weight] with mode chunks, documents_random or "
                         "documents_fixed.")
+    inline_datasets: InlineDatasets = Field(
+        {}, description="Dataset configs of this run alone, by id: what a JSON of "
+                        "configs/datasets/ holds, for entries of datasets to name.")
+    input_fn: str = Field(
+        "datasets", min_length=1,
+        description="What makes a run's rows: the datasets, or an input function of your own by "
+                    "its name in INPUT_FUNCTIONS of inputs.py.")
     eval_batch_size: int | None = Field(
         None, ge=1, description="Sequences of an evaluation step; null is train_batch_size.")
     eval_steps: int | None = Field(
@@ -237,6 +248,9 @@ class PredictKeys(Keys):
         None, ge=1, description="Most new tokens of a sample; null is what fits into n_ctx.")
     predict_path: str | None = Field(
         None, description="File to which samples are appended; null is none.")
+    top_k: int = Field(
+        0, ge=0, description="Samples are drawn from this many likeliest tokens, unless --top_k "
+                             "says otherwise; 0 is all.")
     sample_tokens: int = Field(
         64, ge=0, description="Tokens of the sample that TensorBoard shows of each evaluated "
                               "checkpoint; 0 is none.")

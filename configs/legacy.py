@@ -2,10 +2,14 @@
 
 from typing import Any
 
+from configs import legacy_gpt2, legacy_neo
 from configs.errors import UserError
 from configs.messages import shown
 
-RENAMED = {"activation_fn": "activation_function"}
+RENAMED = {
+    "activation_fn": "activation_function", "model_dir": "model_path",
+    "n_heads": "n_head",
+}
 
 # Former switches: (the key of today, its value for true, for false).
 SWITCHES = {
@@ -18,6 +22,11 @@ VALUES = {
     ("model", "GPT2"): "GPT",
     ("opt_name", "adam"): "adamw",
     ("opt_name", None): "adamw",
+    ("precision", "bf16"): "bfloat16",
+    ("precision", "fp32"): "float32",
+    ("input_fn", None): "datasets",
+    ("input_fn", "sequential_input"): "datasets",
+    ("input_fn", "generic_text"): "datasets",
     ("lr_decay", None): "constant",
     ("weight_decay", None): 0.0,
     ("precision", None): "float32",
@@ -29,6 +38,7 @@ VALUES = {
 UNNEEDED = {
     "causal": "mlm_training says it",
     "data_path": "datasets says where the data is",
+    "datapath": "datasets says where the data is",
     "dataset": "datasets says which data is used",
     "dataset_configs": "datasets names them",
     "decay_exponent": "Adafactor's usual decay is used",
@@ -37,7 +47,6 @@ UNNEEDED = {
     "eos_id": "the dataset's encoder knows it",
     "eval_task": "an internal value",
     "input": "datasets says how data is read",
-    "input_fn": "datasets says how data is read",
     "lambada_n_steps": "all of LAMBADA is scored",
     "lambada_tokens_path": "the dataset's JSON names it",
     "local_attention_radius": "only local attention reads it",
@@ -53,9 +62,9 @@ UNNEEDED = {
     "predict_steps": "all prompts are done",
     "remove_partial_sequences": "samples end where they end",
     "shuffle_input_filenames": "the order of data follows from seed",
+    "scale": "no version of ConnorJL/GPT2 reads it",
     "stitch": "datasets says it",
     "text_len": "an internal value",
-    "top_k": "a flag of main.py",
     "use_tpu": "flags of main.py choose devices",
 }
 
@@ -66,8 +75,14 @@ UNSUPPORTED = (
 )
 
 
-def translate(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def translate(values: dict[str, Any], whole: bool = False
+              ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Rewrites legacy keys and values.
+
+    Args:
+        values: keys and values as a file or an override gives them.
+        whole: whether they are a whole config, whose keys show which program it was written for:
+            ConnorJL/GPT2 (`configs/legacy_gpt2.py`) or GPT-Neo.
 
     Returns:
         (values, former name by key for the renamed, notes for the user).
@@ -76,8 +91,14 @@ def translate(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], l
         UserError: a key that this release does not support is on, or a key and its former name
             disagree. The message begins with the key.
     """
-    new: dict[str, Any] = {}
     former: dict[str, str] = {}
+    told: list[str] = []
+    if whole and legacy_gpt2.recognised(values):
+        values, former, told = legacy_gpt2.translate(values)
+    elif whole:
+        values, told = legacy_neo.complete(values)
+    values = legacy_neo.datasets(legacy_neo.microbatches(values))
+    new: dict[str, Any] = {}
     unneeded: list[str] = []
     for key, value in values.items():
         if key in UNSUPPORTED:
@@ -100,7 +121,7 @@ def translate(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], l
     if unneeded:
         reasons = "; ".join(f"{key} ({UNNEEDED[key]})" for key in unneeded)
         notes.append(f"not needed and ignored: {reasons}")
-    return new, former, notes
+    return new, former, [*told, *notes]
 
 
 def _renamed(key: str, value: Any, values: dict[str, Any]) -> list[tuple[str, Any]]:

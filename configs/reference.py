@@ -25,7 +25,7 @@ SPECIAL = {"attention_types": "list", "datasets": "list", "gpu_ids": "list", "ev
            "clip": "section", "image_channels": "list", "probe_words": "list",
            "layer": "list", "mlm_mask_ignore_ids": "list",
            "mesh_shape": "text or pairs", "layout": "text or pairs",
-           "about": "text or lines"}
+           "about": "text or lines", "inline_datasets": "sections"}
 
 
 def page() -> str:
@@ -116,7 +116,9 @@ def _legacy() -> str:
         "Accepted and ignored, with a note:\n\n"
         + table(("Key", "Why"), [(f"`{key}`", why) for key, why in legacy.UNNEEDED.items()])
         + "\nRefused unless off (false, 0, null or empty), since this release does not have them: "
-        + ", ".join(f"`{key}`" for key in sorted(legacy.UNSUPPORTED)) + ".\n")
+        + ", ".join(f"`{key}`" for key in sorted(legacy.UNSUPPORTED)) + ".\n\nOther names: "
+        + ", ".join(f"`{old}` is `{new}`" for old, new in legacy.RENAMED.items())
+        + ". [coming-from.md](coming-from.md) has the keys of other programs.\n")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,8 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
             UserError: there are none, or one is missing or wrong, needs more ids than n_vocab has,
                 or was made by another encoder than the first.
         """
-        return dataset_files.load([entry.id for entry in self.datasets], self.n_vocab)
+        return dataset_files.load([entry.id for entry in self.datasets], self.n_vocab,
+                                  self.inline_datasets)
 
     def architecture(self) -> dict[str, Any]:
         """What decides the shapes and the meaning of the weights, for checkpoints' fingerprints."""
@@ -246,7 +247,7 @@ def load(path_or_name: str, overrides: Sequence[str] = (),
         UserError: one line naming the file or flag, the key, and what is allowed.
     """
     path = reading.find_config(path_or_name)
-    values, sources, notes = _translated(path, reading.read_mapping(path), "file")
+    values, sources, notes = _translated(path, reading.read_mapping(path), "file", whole=True)
     for override in overrides:
         values = _overridden(values, override, sources, notes)
     for key, value in (flags or {}).items():
@@ -274,10 +275,11 @@ def _place(key: str, sources: dict[str, str], path: str) -> str:
     return source if source.startswith("--") else path
 
 
-def _translated(place: str, values: dict, source: str) -> tuple[dict, dict[str, str], list[str]]:
+def _translated(place: str, values: dict, source: str,
+                whole: bool = False) -> tuple[dict, dict[str, str], list[str]]:
     """(values under current names, sources by key, notes)."""
     try:
-        values, former, notes = legacy.translate(values)
+        values, former, notes = legacy.translate(values, whole)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
     sources = {key: f"{source} (as {former[key]})" if key in former else source for key in values}
@@ -315,8 +317,8 @@ def _resolved_sources(config: RunConfig, values: dict) -> dict[str, str]:
 
 def _check_present_datasets(config: RunConfig, notes: list[str]) -> None:
     """Checks the datasets if they are there; a model can be described or sampled without them."""
-    missing = [entry.id for entry in config.datasets
-               if "://" not in entry.id and not os.path.isfile(dataset_files.path(entry.id))]
+    missing = [entry.id for entry in config.datasets if entry.id not in config.inline_datasets
+               and "://" not in entry.id and not os.path.isfile(dataset_files.path(entry.id))]
     if missing:
         notes.append(f"datasets: no {', '.join(map(dataset_files.path, missing))}; training and "
                      "evaluation need it")

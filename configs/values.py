@@ -3,8 +3,10 @@
 Each function takes what JSON gave and raises ValueError with a sentence on what is allowed.
 """
 
+import json
 from typing import Any, NamedTuple
 
+from configs.dataset import DatasetConfig
 from configs.messages import did_you_mean, shown
 
 ATTENTION_TYPES = ("global",)
@@ -109,6 +111,18 @@ def _dataset(item: Any) -> DatasetEntry:
     if type(entry.weight) not in (int, float) or not 0 < entry.weight < float("inf"):
         raise ValueError(f"{entry.id}: weight must be above 0, not {shown(entry.weight)}")
     return entry._replace(weight=float(entry.weight))
+
+
+def inline_datasets(value: Any) -> dict[str, DatasetConfig]:
+    """Dataset configs by id; null is none."""
+    value = {} if value is None else value
+    if not isinstance(value, dict) or not all(
+            isinstance(part, dict | DatasetConfig) for part in value.values()):
+        raise ValueError('must be sections of dataset configs by id, such as {"mine": {"path": '
+                         f'"mine_*.tfrecords", "n_vocab": 257}}}}, not {shown(value)}')
+    return {name: part if isinstance(part, DatasetConfig) else
+            DatasetConfig.from_json(json.dumps(part), f"inline_datasets: {name}")
+            for name, part in value.items()}
 
 
 def supervised_layers(value: Any) -> Any:

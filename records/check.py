@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf
 
 from configs.errors import UserError
 from configs.values import DatasetEntry
-from records import picture_files, sources, splits
+from records import own, picture_files, sources, splits
 from records.reader import Reader
 from records.scans import in_threads, key
 from records.shard import Shard, check_count, scan, walk
@@ -40,6 +40,8 @@ def check_dataset(config, samples=3):
         Whether all is well.
     """
     problems = []
+    if config.input_fn != own.DATASETS:
+        print(f"note: the run reads input_fn {config.input_fn}, which is not checked here")
     for entry in config.datasets:
         entry = DatasetEntry(*entry)
         for split in ("train", "validation"):
@@ -81,8 +83,8 @@ def _check_split(config, entry, split, samples):
     found = in_threads(lambda file: _examine(file, listed.get(file), n_vocab), files,
                        "checking shards")
     problems = list(itertools.chain.from_iterable(one.problems for one in found))
-    shards = tuple(one.facts for one in found)
-    split_found = splits.Split(entry.id, split, shards)
+    shards = splits.separated(tuple(one.facts for one in found), dataset.separator)
+    split_found = splits.Split(entry.id, split, shards, separator=dataset.separator)
     _print_facts(split_found, listed)
     if pictures:
         print(f"  pictures of {manifest.image_size} pixels a side, {manifest.group} a group; "

@@ -27,6 +27,7 @@ class Reader:
         shards = [shard for shard in split.shards if shard.tokens]
         self.dataset = split.dataset
         self.n_vocab = n_vocab
+        self.separator = split.separator
         self.paths = [shard.path for shard in shards]
         self.shortest = _int64([max(shard.shortest, 1) for shard in shards])
         self.token_start = _starts([shard.tokens for shard in shards])
@@ -84,12 +85,12 @@ class Reader:
         # Enough records: up to the next indexed one, or what the shortest record allows.
         enough = -(-(end - before) // tf.constant(self.shortest)[shard])
         count = tf.minimum(records[stop] - records[mark], enough)
-        texts = _parsed(self._records(shard, mark, 0, count))
+        texts = self._parsed(self._records(shard, mark, 0, count))
         return (self._checked(texts.values[begin - before:end - before], end - begin, shard),)
 
     def _documents_of_shard(self, shard, begin, end):
         """The tokens and lengths of a range of records that lies within one shard."""
-        texts = _parsed(self._examples_of_shard(shard, begin, end))
+        texts = self._parsed(self._examples_of_shard(shard, begin, end))
         lengths = tf.cast(texts.row_lengths(), tf.int64)
         return self._checked(texts.values, tf.reduce_sum(lengths), shard), lengths
 
@@ -110,6 +111,14 @@ class Reader:
         found = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
         return found.skip(skipped).take(count).batch(count).get_single_element()
 
+    def _parsed(self, records):
+        """The ids of stored records, each with its separator: ragged int64 [records, tokens]."""
+        texts = tf.io.parse_example(records, FEATURE)["text"]
+        if self.separator is None:
+            return texts
+        ends = tf.fill([texts.nrows(), 1], tf.constant(self.separator, tf.int64))
+        return tf.concat([texts, ends], axis=1)
+
     def _checked(self, ids, expected, shard):
         """The ids as int32, once their number and range are known to be right."""
         in_range = tf.reduce_all((ids >= 0) & (ids < self.n_vocab))
@@ -127,11 +136,6 @@ class Reader:
         message = f"dataset {self.dataset}: a shard holds less than it held (found, expected):"
         return tf.debugging.Assert(tf.equal(found, expected),
                                    [message, tf.constant(self.paths)[shard], found, expected])
-
-
-def _parsed(records):
-    """The ids of stored records: ragged int64 [records, tokens]."""
-    return tf.io.parse_example(records, FEATURE)["text"]
 
 
 def _int64(values):

@@ -11,7 +11,7 @@ import re
 
 import tensorflow.compat.v1 as tf
 
-from configs.dataset import MANIFEST_SUFFIX, Manifest
+from configs.dataset import MANIFEST_SUFFIX, RECORDS_PER_INDEX_ENTRY, Manifest
 from configs.errors import UserError
 from records import scans
 from records.scans import in_threads, key
@@ -28,6 +28,7 @@ class Split:
 
     `mode` ("chunks", "documents" or "pictures") and `encoder` are None without a manifest;
     `image_size` (pixels of a side) and `group` (pictures that belong together) are of pictures.
+    `separator` is an id that readers put after each record; the shards' facts count it.
     """
 
     dataset: str
@@ -37,6 +38,7 @@ class Split:
     encoder: object = None
     image_size: int | None = None
     group: int | None = None
+    separator: int | None = None
 
     def total(self, fact):
         """The sum of a fact over the shards, None where one of them does not tell it."""
@@ -110,6 +112,12 @@ def _read_index(path, where):
     return files
 
 
+def number_of(shard):
+    """The number of a shard in its name: 3 of NAME_3.tfrecords and NAME_3_<records>.tfrecords."""
+    found = re.search(r"_(\d+)(?:_\d+)?\.tfrecords$", shard)
+    return int(found[1]) if found else None
+
+
 def _manifests(files):
     """Maps the key of each file that a manifest beside the files names.
 
@@ -139,9 +147,9 @@ def _manifests(files):
 def split_files(dataset, config, split):
     """The files of a split and the manifests' knowledge of them.
 
-    Validation shards are eval_path's, or without one those which the manifest of the training
-    shards calls validation. Training shards are path's without the validation shards, which a glob
-    like name_*.tfrecords matches too.
+    Validation shards are eval_path's and those of held_out_shards, or without these the ones which
+    the manifest of the training shards calls validation. Training shards are path's without the
+    validation shards, which a glob like name_*.tfrecords matches too.
 
     Raises:
         NoValidation: the dataset has no validation split.
@@ -150,6 +158,7 @@ def split_files(dataset, config, split):
     where = f"dataset {dataset}"
     files = expand(config.paths, where)
     held_out = expand(config.eval_paths, where)
+    held_out += [file for file in files if number_of(file) in (config.held_out_shards or [])]
     known = _manifests(files + held_out)
     in_manifest = [known[key(file)] for file in files if key(file) in known]
     names = dict.fromkeys(manifest.name for manifest, _, _, _ in in_manifest)
@@ -158,9 +167,9 @@ def split_files(dataset, config, split):
     if split == "validation":
         held_out = held_out or marked
         if not held_out:
-            raise NoValidation(f"dataset {dataset} has no validation split; set eval_path in "
-                               "its JSON, make shards with --val_fraction, or train without "
-                               "evaluations (--set eval_steps=0)")
+            raise NoValidation(f"dataset {dataset} has no validation split; set eval_path or "
+                               "held_out_shards in its JSON, make shards with --val_fraction, or "
+                               "train without evaluations (--set eval_steps=0)")
         files = held_out
     else:
         left_out = {key(file) for file in held_out + marked}
@@ -203,11 +212,24 @@ def find(dataset, config, split, model_path=None):
         raise UserError(f"dataset {dataset}: its {len(files)} {split} shards hold no tokens "
                         "(int64 feature \"text\"); see --check_dataset")
     _check_one_kind(dataset, manifests)
+    shards = separated(shards, config.separator)
     if not manifests:
-        return Split(dataset, split, shards)
+        return Split(dataset, split, shards, separator=config.separator)
     one = manifests[0]
     told = {} if foreign else {"mode": one.mode, "image_size": one.image_size, "group": one.group}
-    return Split(dataset, split, shards, encoder=one.encoder, **told)
+    return Split(dataset, split, shards, encoder=one.encoder, separator=config.separator, **told)
+
+
+def separated(shards, separator):
+    """The shards' facts with a separator after each record; as they are where it is None."""
+    if separator is None:
+        return shards
+    return tuple(dataclasses.replace(
+        shard, tokens=shard.tokens + shard.records, shortest=shard.shortest + 1,
+        longest=shard.longest + 1,
+        index=tuple((offset, tokens + number * RECORDS_PER_INDEX_ENTRY)
+                    for number, (offset, tokens) in enumerate(shard.index)))
+        if shard.records else shard for shard in shards)
 
 
 def _check_one_kind(dataset, manifests):

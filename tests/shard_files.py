@@ -59,8 +59,8 @@ def config(tmp_path, datasets, **keys):
     jsons = {name: DatasetConfig.from_json(json.dumps({"n_vocab": 257, **rest[3]}), name)
              for name, rest in datasets.items()}
     values = {"model": "GPT", "n_ctx": 8, "n_vocab": 257, "train_batch_size": 4,
-              "eval_batch_size": 4,
-              "eval_steps": None, "seed": 1, "datasets": entries, "dataset_configs": jsons,
+              "eval_batch_size": 4, "eval_steps": None, "seed": 1, "input_fn": "datasets",
+              "datasets": entries, "dataset_configs": jsons,
               "model_path": str(tmp_path / "model"), **keys}
     return _Config(**values)
 

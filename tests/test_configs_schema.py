@@ -208,7 +208,8 @@ def test_overrides_reach_into_sections_that_are_absent():
 @pytest.mark.parametrize("override, wanted", [
     ("lr", "--set lr: write --set key=value"), ("=3", "write --set key=value"),
     ("lr.x=3", "--set lr.x: lr is a single value"), ("lr=abc", "--set: lr: must be a valid number"),
-    ("n_heads=3", "--set: n_heads: unknown key (did you mean n_head?)"),
+    ("n_heads=3", "--set (as n_heads): n_head: 3 does not divide n_embd = 32"),
+    ("max_steps=3", "--set: max_steps: unknown key (did you mean train_steps?)"),
     ("clipp.weight=.1", "clipp: unknown key"),
     ("moe_layers=[1]", "--set: moe_layers: not supported"),
     ("attention_types.9=global", "attention_types is a list of 1")])
@@ -463,7 +464,7 @@ def test_missing_dataset_is_named_when_it_is_needed(write):
 
 @pytest.mark.parametrize("key", sorted(legacy.UNNEEDED))
 def test_keys_that_nothing_needs_are_noted_once(write, key):
-    notes = [note for note in schema.load(write(**{key: 1})).notes if key in note]
+    notes = [note for note in schema.load(write(datasets=[], **{key: 1})).notes if key in note]
     assert len(notes) == 1 and "ignored" in notes[0]
 
 

@@ -24,6 +24,8 @@ ALLOWED = {
     ("configs/reading.py", "shipped_configs"): ({"os.listdir"}, "configs/ of this checkout"),
     ("configs/reading.py", "read_text"): (
         {"open"}, "a local path: a config is read without TensorFlow; one with :// goes to gfile"),
+    ("configs/dataset_files.py", "path"): (
+        {"os.path.isfile"}, "which of two folders of this checkout has an id"),
     ("configs/dataset_files.py", "_load"): (
         {"os.path.isfile", "os.path.isdir", "os.listdir"},
         "suggests a dataset of configs/datasets/; paths with :// do not come here"),

@@ -12,6 +12,7 @@ import types
 import pytest
 
 import main
+from configs import old_flags
 from configs.errors import UserError
 
 FLAGS = {
@@ -77,7 +78,8 @@ def refused(capsys, *argv):
 def test_the_flags_are_these_and_each_is_explained():
     actions = main.make_parser()._actions
     names = [name for action in actions for name in action.option_strings]
-    assert set(names) == FLAGS and len(names) == len(FLAGS)
+    old = {*old_flags.TAKEN, *old_flags.UNNEEDED, *old_flags.REFUSED}
+    assert set(names) == FLAGS | old and len(names) == len(FLAGS | old)
     assert all(action.help for action in actions)
 
 
@@ -126,8 +128,8 @@ def test_print_config_into_a_closed_pipe_is_quiet(root):
     (["--model", "dmo"], "dmo: no such config (did you mean demo?)"),
     (["--model", "demo", "--temprature", "1"], "did you mean --temperature?"),
     (["--model", "demo", "--mod", "x"], "unrecognized arguments: --mod"),
-    (["--model", "demo", "--set", "n_heads=2"],
-     "--set: n_heads: unknown key (did you mean n_head?)"),
+    (["--model", "demo", "--set", "max_steps=2"],
+     "--set: max_steps: unknown key (did you mean train_steps?)"),
     (["--model", "demo", "--set", "lr=fast"], "--set: lr: must be a valid number"),
     (["--model", "demo", "--gpu_ids", "x"], '--gpu_ids: gpu_ids: "x" is no GPU'),
     (["--model", "demo", "--gpu_ids", "0", "1"], "gpu_ids: names 2"),
@@ -281,9 +283,44 @@ def test_tensorflow_is_quiet_unless_asked(root):
 def test_notes_go_to_stderr_unless_quiet(root, tmp_path):
     path = tmp_path / "old.json"
     with open(os.path.join(root, "configs", "demo.json"), encoding="utf-8") as file:
-        path.write_text(json.dumps({**json.load(file), "predict_steps": 1}))
+        path.write_text(json.dumps({**json.load(file), "log_grads": 1}))
     loud = run(root, "--model", str(path), "--print_config")
-    assert [line for line in loud.stderr.splitlines() if "predict_steps" in line] == \
+    assert [line for line in loud.stderr.splitlines() if "log_grads" in line] == \
         loud.stderr.splitlines()
     assert "ignored" in loud.stderr
     assert run(root, "--model", str(path), "--print_config", "--quiet").stderr == ""
+
+
+# Command lines of GPT-Neo and ConnorJL/GPT2.
+
+def test_old_ways_to_give_a_prompt(calls, tmp_path, capsys):
+    """--predict_text is text even where a file has its name, --predict_file a file whatever it is
+    called."""
+    (tmp_path / "unicorns").write_text("Unicorns live")
+    text, file = str(tmp_path / "unicorns"), str(tmp_path / "unicorns")
+    assert main.main(["--model", "demo", "--predict_text", text, "--top_k", "40"]) == 0
+    assert main.main(["--model", "demo", "--predict_file", file, "--set", "top_k=7"]) == 0
+    (first, second) = calls
+    assert first[0] == second[0] == "predict"
+    assert (first[2]["prompts"], first[2]["top_k"]) == ([text], 40)
+    assert (second[2]["prompts"], second[2]["top_k"]) == (["Unicorns live"], 7)
+    assert "--predict_file nowhere: no such file" in refused(
+        capsys, "--model", "demo", "--predict_file", "nowhere")
+    assert "a job of their own" in refused(capsys, "--model", "demo", "--eval", "--predict_text",
+                                           "a")
+
+
+@pytest.mark.parametrize("flag", sorted(old_flags.REFUSED))
+def test_old_flags_that_are_refused_say_what_to_do(capsys, flag):
+    """Also with the value that some of them took."""
+    values = [] if old_flags.REFUSED[flag][0] == 0 else ["colab"]
+    for argv in ([flag], [flag, *values]):
+        line = refused(capsys, "--model", "demo", *argv)
+        assert f"argument {flag}: " in line and old_flags.REFUSED[flag][1] in line
+
+
+def test_a_flag_that_nothing_needs_is_noted(calls, caplog):
+    with caplog.at_level("INFO"):
+        assert main.main(["--model", "demo", "--sacred_id", "9", "--eval"]) == 0
+    assert any("--sacred_id: not needed" in line for line in caplog.messages)
+    assert [job for job, *_ in calls] == ["evaluate"]

@@ -128,7 +128,9 @@ class Meter:
             rate = self._tokens(steps) / seconds
         self._step, self._time = step, now
         self.loss = values["loss"]
-        shown = dict(values, epoch=step * self._config.train_batch_size / self._windows)
+        shown = dict(values)
+        if self._windows:  # an input function of the user's own has no epochs
+            shown["epoch"] = step * self._config.train_batch_size / self._windows
         if rate:
             shown["tokens_per_second"] = rate
         self._writer.scalars(shown, step)

@@ -1,0 +1,119 @@
+"""What older GPT-Neo configs write in other ways: datasets, microbatches, defaults of a whole run.
+
+`configs/legacy.py` has the tables of single keys; here are those rewritings that need several keys.
+"""
+
+import os
+import re
+from typing import Any
+
+from configs import keys, layouts
+from configs.errors import UserError
+from configs.messages import shown
+
+# Other spellings of a mode. GPT-Neo's "documents" starts at the first token, as documents_fixed.
+MODES = {"random_sample": "documents_random", "document": "documents_fixed",
+         "documents": "documents_fixed"}
+
+# GPT-Neo cannot run without this key, and nothing here has it.
+TELL_TALE = "predict_steps"
+# What GPT-Neo takes for absent keys where that is not this project's default.
+DEFAULTS = {"lr_decay": "constant", "z_loss": 1e-4}
+
+
+def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Adds GPT-Neo's defaults to a whole config that has its tell-tale key.
+
+    Returns:
+        (values, notes).
+    """
+    if TELL_TALE not in values:
+        return values, []
+    known = {name for group in keys.GROUPS for name in group.model_fields}
+    absent = {key: value for key, value in DEFAULTS.items() if key in known and key not in values}
+    listed = ", ".join(f"{key} {shown(value)}" for key, value in absent.items())
+    notes = [f"GPT-Neo's own values for absent keys: {listed}"]
+    return {**values, **absent}, notes if absent else []
+
+
+def microbatches(values: dict[str, Any]) -> dict[str, Any]:
+    """`microbatches_per_batch` as tokens_per_mb_per_replica, which depends on batch and mesh.
+
+    Raises:
+        UserError: the batch of a replica is not divided by it, or both keys are given.
+    """
+    if "microbatches_per_batch" not in values:
+        return values
+    values = dict(values)
+    count = values.pop("microbatches_per_batch")
+    if count is None:
+        return values
+    if type(count) is not int or count < 1:
+        raise UserError("microbatches_per_batch: must be a whole number, 1 or more, not "
+                        f"{shown(count)}")
+    if values.get("tokens_per_mb_per_replica"):
+        raise UserError("microbatches_per_batch: tokens_per_mb_per_replica is given as well; keep "
+                        "that one")
+    batch, length = values.get("train_batch_size"), values.get("n_ctx")
+    if type(batch) is not int or type(length) is not int:
+        raise UserError("microbatches_per_batch: needs train_batch_size and n_ctx beside it; or "
+                        "give tokens_per_mb_per_replica")
+    try:
+        rules = dict(layouts.parse_layout(values.get("layout")))
+        replicas = dict(layouts.parse_mesh_shape(values.get("mesh_shape"))).get(
+            rules.get("batch"), 1)
+    except ValueError:
+        replicas = 1  # the key at fault is refused later, by its name
+    rows = batch // replicas
+    if rows % count:
+        raise UserError(f"microbatches_per_batch: {count} does not divide the {rows} sequences of "
+                        "a replica")
+    values["tokens_per_mb_per_replica"] = rows // count * length
+    return values
+
+
+def datasets(values: dict[str, Any]) -> dict[str, Any]:
+    """Entries of `datasets` in today's form.
+
+    Older ones are [train_glob, eval_glob, stitch, mode, weight], which become datasets of the run
+    config itself (`inline_datasets`), and modes of other names.
+    """
+    entries = values.get("datasets")
+    if not isinstance(entries, list):
+        return values
+    inline = dict(values.get("inline_datasets") or {})
+    new = [_entry(entry, values, inline) for entry in entries]
+    if new == entries and inline == (values.get("inline_datasets") or {}):
+        return values
+    return {**values, "datasets": new, **({"inline_datasets": inline} if inline else {})}
+
+
+def _entry(entry: Any, values: dict[str, Any], inline: dict[str, Any]) -> Any:
+    """One entry; its globs, if it has them, go into `inline`."""
+    if not isinstance(entry, list) or len(entry) < 3:
+        return entry
+    if len(entry) == 5 and all(isinstance(part, str) for part in entry[:2]):
+        train, validation, *rest = entry
+        name = _name(train, inline)
+        inline[name] = {"path": train, "eval_path": validation, "encoder": _encoder(values),
+                        "n_vocab": values.get("n_vocab"), "eos_id": values.get("eos_id")}
+        inline[name] = {key: value for key, value in inline[name].items() if value is not None}
+        entry = [name, *rest]
+    mode = entry[2]
+    if isinstance(mode, str):
+        entry = [*entry[:2], MODES.get(mode, mode), *entry[3:]]
+    return entry
+
+
+def _encoder(values: dict[str, Any]) -> str | None:
+    """The encoder that a run config of that time names, if it does."""
+    path = values.get("encoder_path")
+    return f"gpt2:{path}" if path and not str(path).endswith(".json") else path
+
+
+def _name(glob: str, taken: dict[str, Any]) -> str:
+    """A dataset's id made from the name of its shards: "a/bundestag_*.tfrecords" is bundestag."""
+    stem = os.path.basename(glob).removesuffix(".tfrecords")
+    base = re.sub(r"[^A-Za-z0-9_-]+", "", re.sub(r"\[[^]]*\]", "", stem)).strip("_-") or "dataset"
+    names = [base, *(f"{base}_{number}" for number in range(2, len(taken) + 3))]
+    return next(name for name in names if name not in taken)

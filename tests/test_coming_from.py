@@ -1,0 +1,127 @@
+"""docs/coming-from.md: what it says of each key and flag is what the program does with it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import main
+from configs import coming_from, keys, legacy, legacy_jax, schema
+from configs import coming_from_tables as tables
+from configs.dataset import DatasetConfig
+from configs.errors import UserError
+
+BASE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_ctx": 16, "n_vocab": 100, "lr": 1e-3,
+        "train_batch_size": 8, "train_steps": 50, "model_path": "runs/x"}
+KEYS = set(schema.RunConfig.model_fields)
+MAIN_FLAGS = {name for action in main.make_parser()._actions for name in action.option_strings}
+
+
+def script_flags(root, script):
+    """The flags in a script's help."""
+    shown = subprocess.run([sys.executable, os.path.join(root, script), "--help"],
+                           capture_output=True, text=True, timeout=60, check=True).stdout
+    return set(re.findall(r"--[a-z_]+", shown))
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_config(**changes):
+        path = tmp_path / "run.json"
+        path.write_text(json.dumps({**BASE, "datasets": [], **changes}))
+        return schema.load(str(path))
+    return load_config
+
+
+def test_the_page_is_the_tables(root):
+    with open(os.path.join(root, "docs", "coming-from.md"), encoding="utf-8") as file:
+        assert file.read() == coming_from.page(), \
+            "run: python -m configs.coming_from > docs/coming-from.md"
+
+
+@pytest.mark.parametrize("key", tables.NEO)
+def test_what_a_key_of_gpt_neo_is(load, key):
+    state = coming_from.neo(key)
+    if state.startswith("refused"):
+        with pytest.raises(UserError, match=f"{key}: not supported"):
+            load(**{key: True})
+        load(**{key: None})
+    elif state.startswith("not needed"):
+        assert any(key in note and "ignored" in note for note in load(**{key: 1}).notes)
+    elif state.startswith("same"):
+        value = BASE.get(key, schema.RunConfig.model_fields[key].get_default(
+            call_default_factory=True))
+        if value is None or isinstance(value, int | float | str | list):
+            config = load(**{key: value})
+            assert config.sources[key] == "file" or value is None
+            assert not any(key in note for note in config.notes)
+    else:
+        translated, *_ = legacy.translate({key: True})
+        assert key not in translated
+        assert all(f"`{name}`" in state for name in translated)
+
+
+def test_every_key_that_the_schema_knows_of_old_is_on_the_page():
+    """The tables of old keys, and GPT-Neo's own keys, are told about somewhere."""
+    told = {*tables.NEO, *tables.CONNORJL}
+    spellings = {"n_heads", "model_dir", "datapath"}
+    assert {*legacy.UNNEEDED, *legacy.UNSUPPORTED, *legacy.RENAMED} - spellings <= told
+    # As in configs/keys.py but for what this project has added.
+    assert {"n_embd", "lr_decay_end", "moe_params", "mlm_mask_id", "eval_tasks"} <= told
+
+
+def test_every_key_of_the_jax_configs_is_on_the_page():
+    rows = coming_from.jax()
+    assert set(rows) == {*legacy_jax.RENAMED, *legacy_jax.LOST, *legacy_jax._READ}
+    assert rows["d_model"] == "`n_embd`" and rows["n_vocab"] == "same"
+
+
+@pytest.mark.parametrize("rows", [tables.NANO, tables.HUGGING_FACE])
+def test_same_means_a_key_of_that_name(rows):
+    for name, text in rows.items():
+        assert text or name in KEYS, name
+
+
+def test_dataset_keys():
+    for key, text in tables.NEO_DATASET.items():
+        assert key in {*DatasetConfig.model_fields, *DatasetConfig.LEGACY}
+        assert coming_from._dataset_key(key, text)
+
+
+def test_flags_that_are_the_same_exist(root):
+    for name in (*tables.NEO_FLAGS, *tables.CONNORJL_FLAGS):
+        assert name in MAIN_FLAGS, name
+    for rows, script in ((tables.TFRECORDS_FLAGS, "datasets/create_tfrecords.py"),
+                         (tables.TOKENIZER_FLAGS, "datasets/train_tokenizer.py")):
+        known = script_flags(root, script)
+        for name, text in rows.items():
+            renamed = text.startswith(("no", "`--", "the corpus"))
+            assert (name in known) != renamed, name
+
+
+def test_what_the_page_names_exists(root):
+    """Everything in backquotes in the right column is a key, a flag or a path."""
+    known = KEYS | set(DatasetConfig.model_fields) | MAIN_FLAGS | {
+        "data_path", "dataset", "predict_steps"}
+    for script in ("create_tfrecords", "train_tokenizer"):
+        known |= script_flags(root, f"datasets/{script}.py")
+    texts = [row.rsplit(" | ", 1)[1] for row in coming_from.page().splitlines()
+             if row.startswith("| `")]
+    named = [word for text in texts for word in re.findall(r"`([^`]+)`", text)]
+    assert len(named) > 80
+    for word in named:
+        first = word.split(" ")[0]
+        assert first in known or os.path.exists(os.path.join(root, first)), word
+
+
+def test_states_follow_the_tables(monkeypatch):
+    """What another release supports is no longer called refused."""
+    monkeypatch.setattr(legacy, "UNSUPPORTED", ())
+    assert coming_from.neo("scalenorm") == "`norm`"
+    if "rezero" not in KEYS:
+        with pytest.raises(KeyError, match="rezero: nothing says what it is"):
+            coming_from.neo("rezero")
+    assert any("lr_decay" in group.model_fields for group in keys.GROUPS)
