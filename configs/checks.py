@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from configs import clip_keys, values
+from configs import clip_keys
 from configs.errors import UserError
 from configs.layouts import check_layout
 
@@ -60,6 +60,16 @@ def _check_attention(config: Any) -> None:
     if len(config.attention_types) != config.n_layer:
         raise UserError(f"attention_types: expands to {len(config.attention_types)} layers where "
                         f"n_layer is {config.n_layer}")
+    kinds = set(config.attention_types)
+    if config.model in ("clip", "clip_student") and (kinds != {"global"} or config.num_mem_kv):
+        raise UserError(f"attention_types: model {config.model} has attention of its own; remove "
+                        "it, and num_mem_kv")
+    if config.position == "alibi" and "linear" in kinds:
+        raise UserError("position: alibi changes scores, which linear attention does not have; "
+                        "take other positions or other attention_types")
+    if config.num_mem_kv and not kinds & {"global", "local"}:
+        raise UserError("num_mem_kv: no layer of attention_types is global or local, and only "
+                        "those have memories; set it to 0")
 
 
 def _check_steps(config: Any) -> None:
@@ -81,10 +91,6 @@ def _check_masked(config: Any) -> None:
     if config.eval_tasks:
         raise UserError("eval_tasks: a masked language model gives no likelihoods of "
                         "continuations; remove it, or set mlm_training to false")
-    for kind in config.attention_types:
-        if kind not in values.BIDIRECTIONAL_TYPES:
-            raise UserError(f"attention_types: {kind} attention is causal, and mlm_training needs "
-                            f"one of {', '.join(values.BIDIRECTIONAL_TYPES)}")
     _check_masked_ids(config)
     if config.mlm_same_token_prob + config.mlm_random_token_prob > 1:
         raise UserError(f"mlm_random_token_prob: {config.mlm_random_token_prob} and "

@@ -62,11 +62,19 @@ class ModelKeys(Keys):
         True, description="Whether padded ids are kept out of the softmax and of samples.")
     attention_types: AttentionTypes = Field(
         None, description='Kind of attention of each layer, as in [[["global"], 12]]; null is '
-                          'all global, the only kind in this release.')
-    position: Literal["learned", "rotary", "axial", "none"] = Field(
-        "learned", description="A learned table of positions, rotations of queries and keys, the "
-                               "mean of two small tables for the rows and columns of a grid, or "
-                               "nothing.")
+                          'all global: every token before. local: the local_attention_radius '
+                          'newest ones. linear: sums over all of them, in time that grows with the '
+                          'sequence and not its square. none: the block has no attention part.')
+    local_attention_radius: int = Field(
+        256, ge=1, description="Tokens that a token sees in local layers, its own and those just "
+                               "before it.")
+    num_mem_kv: int = Field(
+        0, ge=0, description="Learned memories, a key and a value for each head, that every token "
+                             "sees in each global and local layer.")
+    position: Literal["learned", "rotary", "alibi", "axial", "none"] = Field(
+        "learned", description="A learned table of positions, rotations of queries and keys, "
+                               "attention scores that fall with distance (ALiBi), the mean of two "
+                               "small tables for the rows and columns of a grid, or nothing.")
     axial_dims: AxialDims = Field(
         None, description="Sizes of the two tables of axial positions, whose product is n_ctx; "
                           "null is as near to each other as can be.")

@@ -31,6 +31,8 @@ VALUES = {
     ("weight_decay", None): 0.0,
     ("precision", None): "float32",
     ("n_vocab", None): 0,
+    ("num_mem_kv", None): 0,
+    ("local_attention_radius", None): 256,
     **{(key, None): False for key in ("macaron", "mlp_glu", "rezero", "share_parameters")},
 }
 
@@ -49,7 +51,6 @@ UNNEEDED = {
     "input": "datasets says how data is read",
     "lambada_n_steps": "all of LAMBADA is scored",
     "lambada_tokens_path": "the dataset's JSON names it",
-    "local_attention_radius": "only local attention reads it",
     "log_grads": "the gradient's norm is always logged",
     "mode": "an internal value",
     "moe_activation": "only moe_layers reads it",
@@ -70,7 +71,7 @@ UNNEEDED = {
 
 # Ignoring these would change what the config means, unless they are off.
 UNSUPPORTED = (
-    "entmax_loss", "export", "moe_layers", "num_mem_kv", "slow_sampling",
+    "entmax_loss", "export", "moe_layers", "slow_sampling",
     "sampling_use_entmax", "auto_layout", "auto_layout_and_mesh_shape", "z_loss",
 )
 

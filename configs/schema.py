@@ -175,6 +175,9 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
                  "norm", "rezero", "parallel_residual", "macaron", "mlp_glu", "share_parameters"]
         facts = {name: getattr(self, name) for name in names}
         facts["attention_types"] = list(self.attention_types)
+        facts["num_mem_kv"] = self.num_mem_kv
+        if "local" in self.attention_types:
+            facts["local_attention_radius"] = self.local_attention_radius
         parts = {"clip": clip_keys.TOWER_KEYS, "clip_student": ["window"],
                  "gpt_c": ["mode", "layer"]}.get(self.model, [])
         facts.update({f"clip.{key}": getattr(self.clip, key) for key in parts})

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 from configs.dataset import DatasetConfig
 from configs.messages import did_you_mean, shown
 
-ATTENTION_TYPES = ("global",)
-# Those that have a form which is not causal, for masked language models.
-BIDIRECTIONAL_TYPES = ("global",)
+ATTENTION_TYPES = ("global", "local", "linear", "none")
 LAMBADA = "lambada"
 MODES = ("chunks", "documents_random", "documents_fixed")
 

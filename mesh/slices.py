@@ -192,7 +192,7 @@ def _tensorflow_gradient(fn, n_inputs):
 _lasting_gradient = functools.cache(_tensorflow_gradient)
 
 
-def local(fn, inputs, outputs, grad=None, elementwise=False, name="local"):
+def local(fn, inputs, outputs, grad=None, elementwise=False, starts=(), name="local"):
     """Applies a TensorFlow function to every slice by itself.
 
     The function must be right whichever dimensions are split: element by element, or reducing only
@@ -206,6 +206,8 @@ def local(fn, inputs, outputs, grad=None, elementwise=False, name="local"):
         for each input (None for integers). Without it the gradient is TensorFlow's own, which
         computes `fn` again in the backward pass, so that nothing inside of it is kept.
       elementwise: see Slices.map_elementwise; goes with TensorFlow's own gradient.
+      starts: dimensions; `fn` is given after the slices, for each, the index at which the slice
+        begins, an int32 scalar. Goes with TensorFlow's own gradient, and not with `elementwise`.
       name: a name for the TensorFlow scope.
 
     Returns:
@@ -215,7 +217,9 @@ def local(fn, inputs, outputs, grad=None, elementwise=False, name="local"):
     floating = [x.dtype.is_floating for x in inputs]
 
     def forward(slices, *xs):
-        return slices.map_elementwise(fn, *xs) if elementwise else slices.map(fn, *xs)
+        if elementwise:
+            return slices.map_elementwise(fn, *xs)
+        return slices.map(fn, *xs, *map(slices.start, starts))
 
     def given_gradient(*args):
         n_in, n_out = len(inputs), len(specs)
@@ -226,8 +230,9 @@ def local(fn, inputs, outputs, grad=None, elementwise=False, name="local"):
         if elementwise:
             found = slices.map_elementwise(_lasting_gradient(fn, len(ins)), *ins, *outs, *grads)
         else:
-            gradient = given_gradient if grad else _tensorflow_gradient(fn, len(ins))
-            found = slices.map(gradient, *ins, *outs, *grads)
+            begins = [slices.start(dim) for dim in starts]
+            gradient = given_gradient if grad else _tensorflow_gradient(fn, len(ins) + len(begins))
+            found = slices.map(gradient, *ins, *begins, *outs, *grads)
         return [found[sum(floating[:i])] if f else None for i, f in enumerate(floating)]
 
     result = SliceOperation(forward, backward, inputs, specs, name).outputs

@@ -1,20 +1,20 @@
-"""Attention types. Each is a function in full form, to train, and in incremental form, to decode.
+"""Softmax attention: a function in full form, to train, and one in incremental form, to decode.
+
+Where a token sees its neighbours alone, the full form is that of models/local.py.
 
 Names of dimensions in comments: b batch, s sequence, m memory_length, h heads, d features_per_head.
 """
 
-import numpy as np
-
 from mesh.compat import mtf, tf
 from mesh.slices import SliceOperation, local
-from models import positions
-from models.causal import Causal
+from models.full import Full
 from models.heads import Heads, swapped, weighted
 from models.layers import site_number
+from models.scores import Rules
 
 
-def causal(ctx, qkv, rotary_dims, rate, site, bidirectional=False):
-    """Causal softmax attention in full form (Vaswani et al. 2017, section 3.2).
+def full(ctx, qkv, rotary_dims, rate, site, causal=True, learned=(), slopes=None):
+    """Softmax attention in full form (Vaswani et al. 2017, section 3.2).
 
     Scores are scaled by 1/√d, softmax is float32. The backward pass computes the probabilities
     again, so that no [sequence, sequence] tensor is kept (Dao et al. 2022, section 3.1).
@@ -26,7 +26,10 @@ def causal(ctx, qkv, rotary_dims, rate, site, bidirectional=False):
       rotary_dims: features of a head to rotate; 0 for none.
       rate: dropout of the probabilities.
       site: a name that is unique in the model, for the dropout.
-      bidirectional: whether tokens also see what comes after them, so that it is not causal.
+      causal: whether a token sees itself and what came before, or everything.
+      learned: keys and values without a position, which every token sees, or none of them: two of
+        [any dimension, heads, features_per_head] (Sukhbaatar et al. 2019, section 3).
+      slopes: ALiBi's, one for each head; see models.scores.alibi_slopes.
 
     Returns:
       [batch, sequence, heads, features_per_head].
@@ -34,10 +37,12 @@ def causal(ctx, qkv, rotary_dims, rate, site, bidirectional=False):
     batch, sequence, _, heads, features = qkv.shape.dims
     memory = mtf.Dimension(sequence.name.replace("sequence", "memory_length"), sequence.size)
     drops = ctx.train and rate > 0
-    full = Causal(Heads(qkv, memory, rotary_dims), rate, site_number(site), bidirectional)
+    rules = Rules(causal, learned=_number(learned), slopes=slopes)
+    attention = Full(Heads(qkv, memory, rotary_dims), rules, rate, site_number(site))
     return SliceOperation(
-        full.forward, full.backward, [qkv] + ([ctx.dropout_key] if drops else []),
-        [([batch, sequence, heads, features], qkv.dtype)], "causal_attention").outputs[0]
+        attention.forward, attention.backward,
+        [qkv, *learned] + ([ctx.dropout_key] if drops else []),
+        [([batch, sequence, heads, features], qkv.dtype)], "full_attention").outputs[0]
 
 
 def masked(qkv, visible):
@@ -62,53 +67,6 @@ def masked(qkv, visible):
                  name="masked_attention")
 
 
-def windowed(qkv, window, rotary_dims):
-    """Causal attention in full form in which a token sees itself and the window − 1 before it.
-
-    Block-local, O(sequence · window): blocks of `window` queries see their own block and the one
-    before it (Beltagy et al. 2020, section 3.1).
-
-    Args:
-      qkv: queries, keys and values, [batch, sequence, qkv, heads, features_per_head].
-      window: how many tokens a query sees.
-      rotary_dims: features of a head to rotate; 0 for none.
-
-    Returns:
-      [batch, sequence, heads, features_per_head].
-    """
-    batch, sequence, _, heads, features = qkv.shape.dims
-    blocks = -(-sequence.size // window)
-    padding = blocks * window - sequence.size
-    # Distance of a block's queries to the keys of the block before and of its own.
-    distance = np.arange(window)[:, None] - np.arange(-window, window)[None]
-    near = (distance >= 0) & (distance < window)
-    exists = np.arange(blocks)[:, None] * window + np.arange(-window, window) >= 0
-    visible = near[None] & exists[:, None]
-
-    def with_previous(x):
-        """[b, h, blocks, window, d] -> [b, h, blocks, 2 · window, d]: the block before, and it."""
-        before = tf.pad(x[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0], [0, 0]])
-        return tf.concat([before, x], 3)
-
-    def one_slice(x):
-        q, k, v = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
-        if rotary_dims:
-            cos, sin = positions.rotary_angles(tf.range(sequence.size), rotary_dims)
-            q, k = (positions.rotate(t, cos, sin, rotary_dims) for t in (q, k))
-        b, h = q.shape[:2].as_list()
-        q, k, v = (tf.reshape(tf.pad(t, [[0, 0], [0, 0], [0, padding], [0, 0]]),
-                              [b, h, blocks, window, features.size]) for t in (q, k, v))
-        k, v = with_previous(k), with_previous(v)
-        s = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32) * features.size ** -0.5
-        p = tf.nn.softmax(tf.where_v2(visible, s, -1e9))
-        out = tf.reshape(tf.matmul(tf.cast(p, v.dtype), v),
-                         [b, h, blocks * window, features.size])
-        return tf.transpose(out[:, :, :sequence.size], [0, 2, 1, 3])
-
-    return local(one_slice, [qkv], ([batch, sequence, heads, features], qkv.dtype),
-                 name="windowed_attention")
-
-
 def empty_caches(ctx, shape, n_layers):
     """Caches of `causal_incremental`: (keys, values) of zeros of a shape, for each layer."""
     shape = mtf.Shape(shape)
@@ -116,10 +74,10 @@ def empty_caches(ctx, shape, n_layers):
             for _ in range(n_layers)]
 
 
-def causal_incremental(qkv, cache, index, rotary_dims, window=None):
+def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), slopes=None):
     """Causal attention of new tokens over a cache of earlier ones.
 
-    It is the incremental form of `causal`, and with a window of `windowed`.
+    It is the incremental form of `full`, and with a window of models.local.windowed.
 
     Args:
       qkv: of the new tokens, [batch, new_tokens, qkv, heads, features_per_head]; no layout splits
@@ -128,6 +86,7 @@ def causal_incremental(qkv, cache, index, rotary_dims, window=None):
       index: int32 [batch]: how many tokens of each row the cache holds; the new ones follow.
       rotary_dims: features of a head to rotate; 0 for none.
       window: how many tokens a query sees; None is all.
+      learned, slopes: see `full`.
 
     Returns:
       ([batch, new_tokens, heads, features_per_head], the cache with the new tokens written).
@@ -135,32 +94,40 @@ def causal_incremental(qkv, cache, index, rotary_dims, window=None):
     batch, new_tokens, _, heads, features = qkv.shape.dims
     memory = cache[0].shape.dims[2]
     parts = Heads(qkv, memory, rotary_dims)
+    rules = Rules(window=window, learned=_number(learned), slopes=slopes)
 
-    def forward(slices, x, keys, values, at):
+    def forward(slices, x, keys, values, at, *learned):
         position = slices.map(lambda at: at[:, None, None] + tf.range(new_tokens.size), at)
         start = slices.start(memory) if slices.is_split(memory) else None
         q, k, v = parts.split(slices, x, position)
         keys, values = (slices.map(_written, old, new, position, start)
                         for old, new in ((keys, k), (values, v)))
+        learned = [slices.map(lambda t: tf.transpose(t, [1, 0, 2])[None], t) for t in learned]
+        scores = [parts.products(slices, q, k) for k in [*learned[:1], keys]]
 
-        def hide(s, position, start):
-            columns = tf.range(s.shape[3]) + (0 if start is None else start)
-            distance = position[..., None] - columns
-            near = distance >= 0
-            if window is not None:
-                near = tf.logical_and(near, distance < window)
-            return tf.where_v2(near, s, -1e9)
+        def placed(position, start, head, *scores):
+            return rules.apply(tf.concat(scores, -1), position[..., None], start, head)
 
-        p = parts.softmax(slices, slices.map(hide, parts.products(slices, q, keys), position,
-                                             start))
-        out = slices.sum(slices.map(weighted, p, values), memory)
+        head = slices.start(heads) if slices.is_split(heads) else 0
+        p = parts.softmax(slices, slices.map(placed, position, start, head, *scores))
+
+        def outputs(p, *values):
+            shares = tf.split(p, [v.shape[2] for v in values], -1)
+            return sum(map(weighted, shares[1:], values[1:]), weighted(shares[0], values[0]))
+
+        out = slices.sum(slices.map(outputs, p, *learned[1:], values), memory)
         return slices.map(swapped, out), keys, values
 
     out, *cache = SliceOperation(
-        forward, None, [qkv, *cache, index],
+        forward, None, [qkv, *cache, index, *learned],
         [([batch, new_tokens, heads, features], qkv.dtype)] + [(c.shape, c.dtype) for c in cache],
         "causal_incremental").outputs
     return out, tuple(cache)
+
+
+def _number(learned):
+    """How many learned keys there are."""
+    return learned[0].shape.dims[0].size if learned else 0
 
 
 def _written(cache, new, position, start):

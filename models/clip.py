@@ -112,7 +112,7 @@ class TextTower:
                             f"{self.sizes.context}, start and end included; shorten it")
 
         def attend(ctx, qkv, layer):
-            return attention.causal(ctx, qkv, 0, 0.0, f"clip/h{layer}/attn/probabilities")
+            return attention.full(ctx, qkv, 0, 0.0, f"clip/h{layer}/attn/probabilities")
 
         x = self._blocks(ctx, tokens, mtf.range(ctx.mesh, sequence, tf.int32), attend)
         read = local(lambda v, i: tf.gather(v, i, batch_dims=1), [x, ends],

@@ -8,7 +8,7 @@ import dataclasses
 
 from mesh import ops
 from mesh.compat import mtf, tf
-from models import attention, clip, layers
+from models import attention, clip, layers, local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Student:
           [batch, clip_sequence, clip_out].
         """
         def attend(ctx, qkv, layer):
-            return attention.windowed(qkv, self.sizes.window, self.sizes.rotary_dims)
+            site = f"clip/h{layer}/attn/probabilities"
+            return local.windowed(ctx, qkv, self.sizes.window, self.sizes.rotary_dims, 0.0, site)
 
         return self._stack(ctx, tokens, attend)
 

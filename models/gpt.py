@@ -4,7 +4,7 @@ import dataclasses
 
 from mesh import ops
 from mesh.compat import mtf, tf
-from models import attention, blocks, layers, positions
+from models import attention_types, blocks, layers, positions
 
 
 class GPT:
@@ -16,12 +16,12 @@ class GPT:
     Args:
       config: a configs.schema.RunConfig.
       n_valid: how many of the vocabulary's ids the encoder has; the others are padding.
-      causal: whether a token sees only itself and what came before; else it sees the whole
-        sequence, and there is no incremental form.
+      causal: whether a token sees only itself and what came before. A model that sees both ways
+        has no incremental form.
     """
 
     def __init__(self, config, n_valid, causal=True):
-        self.config, self.causal = config, causal
+        self.config = config
         self.n_valid = n_valid if config.pad_masked else config.n_vocab_padded
         self.embd = mtf.Dimension("embd", config.n_embd)
         self.vocab = mtf.Dimension("vocab", config.n_vocab_padded)
@@ -34,7 +34,7 @@ class GPT:
             mtf.Dimension("intermediate_expanded", config.intermediate),
             config.activation_function, config.layer_norm_epsilon, self._deviations(),
             config.res_dropout, config.recompute_grad, style)
-        self.rotary_dims = positions.rotary_of(config)
+        self.attention = attention_types.Attention(config, self.heads, self.features, causal)
 
     def hidden(self, ctx, tokens):
         """Hidden states after the last block and its norm, for training and scoring.
@@ -55,42 +55,36 @@ class GPT:
         """
         sequence = tokens.shape.dims[-1]
         index = mtf.range(ctx.mesh, sequence, tf.int32)
+        return self._stack(ctx, tokens, index, self.attention.full, join)
 
-        def attend(ctx, qkv, layer):
-            site = f"h{layer}/attn/probabilities"
-            return attention.causal(ctx, qkv, self.rotary_dims, self.config.attn_dropout, site,
-                                    bidirectional=not self.causal)
-
-        return self._stack(ctx, tokens, index, attend, join)
-
-    def hidden_incremental(self, ctx, tokens, index, caches, join=None):
+    def hidden_incremental(self, ctx, tokens, index, caches, count=None, join=None):
         """Hidden states of new tokens, given the caches of earlier ones.
 
         Args:
           ctx: a models.layers.Context.
           tokens: int32 [batch, new_tokens]: the new tokens; no layout splits the second dimension.
           index: int32 [batch]: how many tokens of each row came before.
-          caches: a list of (keys, values) for each layer, as `empty_caches` makes them.
+          caches: a list of tuples of tensors, one for each layer, as `empty_caches` makes them.
+          count: int32 [batch]: how many of the new tokens belong to the row, where surplus ones
+            follow; None is all. Linear attention takes each token once.
           join: see `states`.
 
         Returns:
           ([batch, new_tokens, embd], the new caches).
         """
         position = index + mtf.range(ctx.mesh, tokens.shape.dims[-1], tf.int32)
-        new = []
+        new = list(caches)
 
         def attend(ctx, qkv, layer):
-            out, cache = attention.causal_incremental(qkv, caches[layer], index, self.rotary_dims)
-            new.append(cache)
+            out, new[layer] = self.attention.incremental(ctx, qkv, layer, caches[layer], index,
+                                                         count)
             return out
 
         return self._stack(ctx, tokens, position, attend, join)[-1], new
 
     def empty_caches(self, ctx, batch, length):
-        """Caches for `length` tokens a row: a list of (keys, values) of zeros for each layer."""
-        memory = mtf.Dimension("memory_length", length)
-        return attention.empty_caches(ctx, [batch, self.heads, memory, self.features],
-                                      self.config.n_layer)
+        """Caches for `length` tokens a row: see models.attention_types.Attention."""
+        return self.attention.empty_caches(ctx, batch, length)
 
     def logits(self, ctx, hidden):
         """Scores of the next token. [batch, sequence, embd] -> [batch, sequence, vocab]."""
@@ -126,7 +120,8 @@ class GPT:
                 x = join(ctx, x)
             states = []
             for layer in range(config.n_layer):
-                x = self.blocks(ctx, x, layer, attend)
+                attends = config.attention_types[layer] != "none"
+                x = self.blocks(ctx, x, layer, attend if attends else None)
                 states.append(x)
             # GPT-Neo's scalenorm is one of blocks alone.
             kind = "layer" if config.norm == "centred_scale" else config.norm

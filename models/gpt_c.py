@@ -33,12 +33,12 @@ class GPTWithStudent(gpt.GPT):
         said = mtf.replace_dimensions(said, whole, sequence)
         return super().states(ctx, tokens, self._joining(said))
 
-    def hidden_incremental(self, ctx, tokens, index, caches, join=None):
+    def hidden_incremental(self, ctx, tokens, index, caches, count=None, join=None):
         """See GPT.hidden_incremental."""
         own = self.config.n_layer
         said, heard = self.student.outputs_incremental(self._frozen(ctx), tokens, index,
                                                        caches[own:])
-        hidden, new = super().hidden_incremental(ctx, tokens, index, caches[:own],
+        hidden, new = super().hidden_incremental(ctx, tokens, index, caches[:own], count,
                                                  self._joining(said))
         return hidden, new + heard
 

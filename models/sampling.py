@@ -98,38 +98,40 @@ def _gumbel(key, ids):
     return -tf.log(-tf.log1p(-tf.minimum(uniform, 1.0 - 2.0**-24)))
 
 
-def prefill(model, ctx, tokens, length):
+def prefill(model, ctx, tokens, lengths):
     """The caches of prompts, block by block.
 
-    What a cache holds at and after its row's own length is written again before it is looked at.
+    Keys and values at and after a row's own length are written again before they are looked at.
 
     Args:
       model: a models.gpt.GPT.
       ctx: a models.layers.Context.
       tokens: int32 [batch, prompt], rows filled up with any token; no layout splits `prompt`.
-      length: int32 scalar: positions to compute, the most that a row needs.
+      lengths: int32 [batch]: how many tokens of each row belong to the caches.
 
     Returns:
       caches as `model.empty_caches` makes them, with room for `prompt` tokens.
     """
     batch, prompt = tokens.shape.dims
-    block = mtf.Dimension(_NEW_TOKENS, min(prompt.size, _PROMPT_BLOCK))
+    # Whole blocks, since the sums of linear attention take each token once.
+    block = mtf.Dimension(_NEW_TOKENS, max(size for size in range(1, _PROMPT_BLOCK + 1)
+                                           if prompt.size % size == 0))
+    longest = mtf.reduce_max(lengths)
 
     def more(start, *_):
-        return mtf.less(start, length)
+        return mtf.less(start, longest)
 
     def body(start, *flat):
-        # The last block reaches back over positions that are there already, and repeats them.
-        start = mtf.minimum(start, prompt.size - block.size)
         piece = local(lambda t, at: tf.slice(t, [0, at], [-1, block.size]), [tokens, start],
                       ([batch, block], tf.int32), name="block")
         index = mtf.broadcast(start, [batch])
-        _, caches = model.hidden_incremental(ctx, piece, index, _pairs(flat))
-        return [start + block.size, *_flat(caches)]
+        _, caches = model.hidden_incremental(ctx, piece, index, _like(empty, flat),
+                                             lengths - index)
+        return [start + block.size, *tf.nest.flatten(caches)]
 
-    caches = model.empty_caches(ctx, batch, prompt.size)
+    empty = model.empty_caches(ctx, batch, prompt.size)
     start = mtf.constant(ctx.mesh, 0, dtype=tf.int32)
-    return _pairs(mtf.while_loop(more, body, [start, *_flat(caches)])[1:])
+    return _like(empty, mtf.while_loop(more, body, [start, *tf.nest.flatten(empty)])[1:])
 
 
 def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_valid, settings,
@@ -142,7 +144,7 @@ def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_val
       token: int32 [batch]: the last token of each row, which the caches do not hold yet.
       position: int32 [batch]: its position.
       done: int32 [batch]: 1 for rows that want no tokens; they are computed and come to nothing.
-      caches: keys and values of the tokens before, as `prefill` or `decode` returns them.
+      caches: of the tokens before, as `prefill` or `decode` returns them.
       steps: int32 scalar, at most `size`; no row may pass the caches' end.
       size: room for new tokens.
       eos_id: the token that ends a row.
@@ -161,8 +163,8 @@ def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_val
         return mtf.logical_and(mtf.less(step, steps), mtf.less(mtf.reduce_min(done), 1))
 
     def body(step, token, position, done, out, *flat):
-        hidden, caches = model.hidden_incremental(
-            ctx, mtf.reshape(token, [batch, one]), position, _pairs(flat))
+        hidden, new = model.hidden_incremental(
+            ctx, mtf.reshape(token, [batch, one]), position, _like(caches, flat))
         logits = mtf.reshape(model.logits(ctx, hidden), [batch, model.vocab])
         chosen = sample_token(logits, n_valid, settings, number, count + step)
 
@@ -177,17 +179,15 @@ def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_val
         row = mtf.Shape([batch])
         state = local(advance, [step, chosen, token, position, done, out],
                       [(row, tf.int32)] * 3 + [(out.shape, tf.int32)], name="advance")
-        return [step + 1, *state, *_flat(caches)]
+        return [step + 1, *state, *tf.nest.flatten(new)]
 
     step = mtf.constant(ctx.mesh, 0, dtype=tf.int32)
     out = mtf.constant(ctx.mesh, -1, shape=mtf.Shape([batch, chunk]), dtype=tf.int32)
-    results = mtf.while_loop(more, body, [step, token, position, done, out, *_flat(caches)])
-    return results[4], _pairs(results[5:])
+    results = mtf.while_loop(more, body,
+                             [step, token, position, done, out, *tf.nest.flatten(caches)])
+    return results[4], _like(caches, results[5:])
 
 
-def _flat(caches):
-    return [part for cache in caches for part in cache]
-
-
-def _pairs(flat):
-    return list(zip(flat[::2], flat[1::2], strict=True))
+def _like(caches, flat):
+    """Caches of the structure of others, from a list of their tensors."""
+    return tf.nest.pack_sequence_as(caches, flat)

@@ -260,7 +260,20 @@ def test_configs_do_not_change(write):
      "intermediate_expanded:x splits intermediate_size = 30 over x:4"),
     ({"attention_types": [[["global"], 3]]},
      "attention_types: expands to 3 layers where n_layer is 2"),
-    ({"attention_types": [[["global", "local"], 1]]}, '"local" is not supported by this release'),
+    ({"attention_types": [[["global", "sparse"], 1]]},
+     '"sparse" is not supported by this release; known: global, local, linear, none'),
+    ({"local_attention_radius": 0}, "local_attention_radius: must be"),
+    ({"num_mem_kv": -1}, "num_mem_kv: must be"),
+    ({"num_mem_kv": 2, "attention_types": [[["linear", "none"], 1]]},
+     "num_mem_kv: no layer of attention_types is global or local"),
+    ({"position": "alibi", "attention_types": [[["global", "linear"], 1]]},
+     "position: alibi changes scores, which linear attention does not have"),
+    ({"model": "clip", "activation_function": "quick_gelu",
+      "attention_types": [[["global", "local"], 1]]},
+     "attention_types: model clip has attention of its own"),
+    ({"model": "clip", "activation_function": "quick_gelu", "num_mem_kv": 1},
+     "attention_types: model clip has attention of its own"),
+    ({"mesh_shape": "x:2", "layout": "mem_kv:x"}, "layout: mem_kv cannot be split"),
     ({"attention_types": [["globl", 2]]}, "did you mean global?"),
     ({"attention_types": [[["global"], "2"]]}, "is no [[kinds], times]"),
     ({"warmup_steps": 51}, "warmup_steps: 51 is more than train_steps = 50"),
@@ -345,14 +358,14 @@ def test_two_dimensions_of_one_tensor_cannot_share_an_axis(write):
 
 @pytest.mark.parametrize("blocks", [{}, {"mlp_glu": True, "intermediate_size": 24, "norm": "rms"},
                                     {"rezero": True, "macaron": True}])
-@pytest.mark.parametrize("position", ["learned", "rotary", "axial"])
+@pytest.mark.parametrize("position", ["learned", "rotary", "axial", "alibi"])
 @pytest.mark.parametrize("untied", [False, True])
 def test_the_models_own_tensors_are_those_of_the_table(write, position, untied, blocks):
     """Builds the model: its weights' dimensions and sizes are what layouts.py says they are."""
     compat = pytest.importorskip("mesh.compat")
     gpt, layers = pytest.importorskip("models.gpt"), pytest.importorskip("models.layers")
     mtf, tf = compat.mtf, compat.tf
-    config = schema.load(write(position=position, no_weight_tie=untied, **blocks))
+    config = schema.load(write(position=position, no_weight_tie=untied, num_mem_kv=3, **blocks))
     with tf.Graph().as_default():
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
@@ -361,7 +374,7 @@ def test_the_models_own_tensors_are_those_of_the_table(write, position, untied, 
         model = gpt.GPT(config, config.n_vocab)
         model.logits(ctx, model.hidden(ctx, mtf.zeros(mesh, shape, tf.int32)))
         tensors = [set(dims) for dims in layouts.TENSORS.values()]
-        sizes = {"features_per_head": config.head_size, "qkv": 3, "glu": 2,
+        sizes = {"features_per_head": config.head_size, "qkv": 3, "mem_kv": 3, "glu": 2,
                  "axial_dim_0": 4, "axial_dim_1": 4}
         for name, dim in layouts.DIMENSIONS.items():
             if dim.splittable and "GPT" in dim.models:
@@ -419,7 +432,9 @@ def test_architecture_is_what_decides_weights(write):
                    {"activation_function": "relu"}, {"pad_vocab_multiple": 100}, {"n_vocab": 99},
                    {"norm": "rms"}, {"rezero": True}, {"parallel_residual": True},
                    {"macaron": True}, {"mlp_glu": True}, {"share_parameters": True},
-                   {"intermediate_size": 64}, {"position": "axial"}, {"position": "none"}):
+                   {"intermediate_size": 64}, {"position": "axial"}, {"position": "none"},
+                   {"position": "alibi"}, {"num_mem_kv": 1},
+                   {"attention_types": [[["global", "local"], 1]]}):
         assert schema.load(write(**change)).architecture() != base
     assert schema.load(write(intermediate_size=128)).architecture() == base
     rotary = schema.load(write(position="rotary")).architecture()
@@ -429,6 +444,12 @@ def test_architecture_is_what_decides_weights(write):
     assert axial["axial_dims"] == [4, 4]
     assert schema.load(write(position="axial", axial_dims=[2, 8])).architecture() != axial
     assert schema.load(write(position="axial", axial_dims=[4, 4])).architecture() == axial
+    # The window is a fact of the weights where a layer has one.
+    assert schema.load(write(local_attention_radius=8)).architecture() == base
+    near, far = (schema.load(write(attention_types=["local", "none"],
+                                   local_attention_radius=radius)).architecture()
+                 for radius in (8, 9))
+    assert near != far
     assert schema.load(write(pad_vocab_multiple=64)).architecture() == base  # 128 rows either way
 
 
@@ -525,9 +546,9 @@ def test_towers_have_blocks_of_their_own(write, kind, keys):
             write(model=kind, **keys, **change))
 
 
-def test_a_gpt_neo_config_loads(write, tmp_path):
-    """The keys of GPT-Neo's 125M config as it ships."""
-    path = tmp_path / "gpt3_small_256.json"
+def gpt_neo_config(tmp_path, **changes):
+    """The keys of GPT-Neo's 125M config as it ships, with those in which another one differs."""
+    path = tmp_path / "gpt3.json"
     path.write_text(json.dumps({
         "n_head": 12, "n_vocab": 50304, "embed_dropout": 0, "lr": 0.0006, "lr_decay": "cosine",
         "warmup_steps": 3000, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "opt_name": "adam",
@@ -538,11 +559,33 @@ def test_a_gpt_neo_config_loads(write, tmp_path):
         "model_path": "gs://neo-models/GPT3_SMALL", "n_ctx": 2048, "n_layer": 12,
         "scale_by_depth": True, "scale_by_in": False, "attention_types": [[["global"], 12]],
         "mesh_shape": "x:64,y:4", "layout": "batch:x,heads:y,vocab:y,intermediate_expanded:y",
-        "activation_function": "gelu", "recompute_grad": False, "gradient_clipping": 1.0}))
-    config = schema.load(str(path))
+        "activation_function": "gelu", "recompute_grad": False, "gradient_clipping": 1.0,
+        **changes}))
+    return schema.load(str(path))
+
+
+def test_a_gpt_neo_config_loads(tmp_path):
+    config = gpt_neo_config(tmp_path)
     assert config.datasets == [("openwebtext-documents", 25, "documents_random", 1.0)]
     assert (config.n_vocab_padded, config.mesh_size, config.opt_name) == (50304, 256, "adamw")
     assert [("predict_steps" in note) for note in config.notes].count(True) == 1
+
+
+def test_gpt_neo_configs_with_other_attention_load(tmp_path):
+    """gpt3_PAR_small_256 and gpt3_13B_256 as they ship, and keys that the README has."""
+    par = gpt_neo_config(tmp_path, n_layer=19,
+                         attention_types=[[["global", "none", "none"], 5], [["none"], 4]])
+    assert [i for i, kind in enumerate(par.attention_types) if kind != "none"] == [0, 3, 6, 9, 12]
+    large = gpt_neo_config(
+        tmp_path, n_layer=40, n_head=40, n_embd=5120, n_vocab=50257, mesh_shape="x:16,y:16",
+        attention_types=[[["global", "local"], 20]], layout="batch:x,embd:y,memory_length:y",
+        precision="bfloat16", tokens_per_mb_per_replica=2048, recompute_grad=True)
+    assert large.attention_types == ("global", "local") * 20
+    assert (large.local_attention_radius, large.num_mem_kv) == (256, 0)
+    given = gpt_neo_config(tmp_path, num_mem_kv=None, local_attention_radius=None)
+    assert (given.local_attention_radius, given.num_mem_kv) == (256, 0)
+    given = gpt_neo_config(tmp_path, num_mem_kv=4, local_attention_radius=64)
+    assert (given.local_attention_radius, given.num_mem_kv) == (64, 4)
 
 
 # What ships.

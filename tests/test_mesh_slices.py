@@ -37,6 +37,20 @@ def test_local_uses_tensorflows_gradient_and_sums_it_over_the_mesh(mesh_shape, l
 
 
 @pytest.mark.parametrize(("mesh_shape", "layout"), MESHES)
+def test_local_knows_where_a_slice_begins(mesh_shape, layout):
+    def weigh(a, b, row, column):
+        rows = tf.cast(row + tf.range(a.shape[0]), tf.float32)
+        return a * rows[:, None] + b * tf.cast(column + tf.range(a.shape[1]), tf.float32)
+
+    result = gradients_of(lambda x, w: (slices.local(
+        weigh, [x, w], (x.shape, x.dtype), starts=[ROWS, COLUMNS]), {}), mesh_shape, layout)
+    rows, columns = np.arange(4.0)[:, None], np.arange(6.0)
+    np.testing.assert_allclose(result["y"], X * rows + W * columns, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result["d_x"], DY * rows, rtol=1e-5)
+    np.testing.assert_allclose(result["d_w"], (DY * columns).sum(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES)
 def test_local_with_integers_several_outputs_and_a_given_gradient(mesh_shape, layout):
     seen = []
 

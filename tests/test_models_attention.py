@@ -4,10 +4,11 @@ import graphs
 import numpy as np
 import pytest
 import tensorflow
+from attention_formulas import keep_factors
+from attention_formulas import softmax_attention as naive
 
-from mesh import random
 from mesh.compat import tf
-from models import attention, causal, layers
+from models import attention, full, layers, local
 
 HEADS, FEATURES, QKV = (graphs.dim(*d) for d in [
     ("heads", 2), ("features_per_head", 8), ("qkv", 3)])
@@ -26,46 +27,20 @@ def packed(length, batch=2, seed=0):
     return x, [graphs.dim("batch", batch), graphs.dim("sequence", length), QKV, HEADS, FEATURES]
 
 
-def rotate(x, rotary_dims):
-    """x [b, h, s, d] rotated as complex numbers: feature i is paired with i + rotary_dims / 2."""
-    half = rotary_dims // 2
-    angles = (np.arange(x.shape[2])[:, None]
-              * 10000.0 ** (-np.arange(half) / half)).astype(np.float32)
-    turned = tensorflow.complex(x[..., :half], x[..., half:rotary_dims]) * np.exp(1j * angles)
-    return tensorflow.concat([tensorflow.math.real(turned), tensorflow.math.imag(turned),
-                              x[..., rotary_dims:]], -1)
-
-
-def naive(x, rotary_dims=0, keep=None, band=True):
-    """softmax(q·kᵀ/√d, masked)·v, [b, s, h, d]."""
-    q, k, v = tensorflow.unstack(tensorflow.transpose(x, [2, 0, 3, 1, 4]))
-    if rotary_dims:
-        q, k = rotate(q, rotary_dims), rotate(k, rotary_dims)
-    scores = tensorflow.einsum("bhid,bhjd->bhij", q, k) / np.float32(np.sqrt(8))
-    visible = np.tril(np.ones([x.shape[1]] * 2, bool)) & band
-    p = tensorflow.nn.softmax(tensorflow.where(visible, scores, -np.inf))
-    if keep is not None:
-        p *= keep / np.float32(1 - RATE)
-    return tensorflow.einsum("bhij,bhjd->bihd", p, v)
-
-
 def kept(batch, length):
-    """The dropout mask of the whole [b, h, s, s] tensor, as float32."""
-    shape = [batch, 2, length, length]
-    key = random.mix(tensorflow.constant(KEY), layers.site_number(SITE))
-    mask = random.keep_mask(random.global_index(shape, [0] * 4, shape), key, RATE)
-    return tensorflow.cast(mask, tf.float32)
+    """Dropout's factors for the whole [b, h, s, s] tensor."""
+    return keep_factors([batch, 2, length, length], RATE, KEY, SITE)
 
 
 def attend(x, dims, rotary_dims=0, dropout=False, mesh_shape="", layout="", dtype=None):
-    """causal() and its gradient for random cotangents, which are returned too."""
+    """full() and its gradient for random cotangents, which are returned too."""
     dy = np.random.RandomState(9).randn(*x.shape[:2], *x.shape[3:]).astype(np.float32)
 
     def build(mesh):
         key = graphs.give(mesh, np.int32(KEY)) if dropout else None
         ctx = layers.Context(mesh, graphs.config(), key)
         qkv = graphs.give(mesh, x, *dims, dtype=dtype)
-        y = attention.causal(ctx, qkv, rotary_dims, RATE, SITE)
+        y = attention.full(ctx, qkv, rotary_dims, RATE, SITE)
         assert y.dtype == qkv.dtype and y.shape.dims == [*dims[:2], *dims[3:]]
         result = graphs.with_gradients(
             {"y": y}, {"x": qkv}, {"y": graphs.give(mesh, dy, *y.shape.dims, dtype=y.dtype)})
@@ -85,7 +60,8 @@ def check(x, dims, rotary_dims=0, dropout=False, tolerance=2e-5, **options):
     with tensorflow.GradientTape() as tape:
         x = tensorflow.constant(x)
         tape.watch(x)
-        y = naive(x, rotary_dims, kept(x.shape[0], x.shape[1]) if dropout else None)
+        y = naive(x, rotary_dims=rotary_dims,
+                  keep=kept(x.shape[0], x.shape[1]) if dropout else None)
         total = tensorflow.reduce_sum(y * dy)
     for name, expected in [("y", y), ("d_x", tape.gradient(total, x))]:
         expected = expected.numpy()
@@ -103,12 +79,12 @@ def test_causal_equals_the_formula(length, rotary_dims, dropout):
 
 def test_query_blocks():
     for length in (1, 127, 128, 255, 256, 300, 389, 1024, 2047, 5000):
-        blocks = causal._query_blocks(length)
+        blocks = full._query_blocks(length)
         covered = [i for first, end in blocks for i in range(first, end)]
         assert covered == list(range(length))
         assert len(blocks) == 1 or min(end - first for first, end in blocks) >= 128
-    assert len(causal._query_blocks(300)) == 2
-    assert len({end - first for first, end in causal._query_blocks(389)}) == 2
+    assert len(full._query_blocks(300)) == 2
+    assert len({end - first for first, end in full._query_blocks(389)}) == 2
 
 
 @pytest.mark.parametrize(("mesh_shape", "layout"), [
@@ -232,19 +208,18 @@ def test_windowed_attention_sees_the_last_tokens(length, window, rotary_dims, me
 
     def build(mesh):
         qkv = graphs.give(mesh, x, *dims)
-        y = attention.windowed(qkv, window, rotary_dims)
+        ctx = layers.Context(mesh, graphs.config())
+        y = local.windowed(ctx, qkv, window, rotary_dims, RATE, SITE)
         return graphs.with_gradients({"y": y}, {"x": qkv},
                                      {"y": graphs.give(mesh, dy, *y.shape.dims)})
 
     result = graphs.run(build, mesh_shape, layout)
     shape = graphs.slice_shape([*dims[:2], *dims[3:]], mesh_shape, layout)
     assert result.slice_shapes["y"] == shape
-    places = np.arange(length)
-    band = places[:, None] - places[None] < window
     with tensorflow.GradientTape() as tape:
         source = tensorflow.constant(x)
         tape.watch(source)
-        y = naive(source, rotary_dims, band=band)
+        y = naive(source, rotary_dims=rotary_dims, window=window)
     np.testing.assert_allclose(result["y"], y, atol=2e-5)
     np.testing.assert_allclose(result["d_x"], tape.gradient(y, source, dy), atol=2e-5)
 
@@ -276,9 +251,8 @@ def test_incremental_sees_no_further_than_a_window(mesh_shape, layout, rotary_di
         return outputs
 
     result = graphs.run(build, mesh_shape, layout)
-    places = np.arange(14)
-    full = naive(x, rotary_dims, band=places[:, None] - places[None] < window).numpy()
-    assert np.abs(full - naive(x, rotary_dims)).max() > 0.1, "the window hides nothing"
+    full = naive(x, rotary_dims=rotary_dims, window=window).numpy()
+    assert np.abs(full - naive(x, rotary_dims=rotary_dims)).max() > 0.1, "the window hides nothing"
     for i, (at, new) in enumerate(pieces):
         for row in range(4):
             n = held[row] if i == 0 else new.shape[1]

@@ -21,8 +21,7 @@ def test_attention_equals_torch(length, mesh_shape, layout):
 
     def build(mesh):
         qkv = graphs.give(mesh, x, *dims)
-        y = attention.causal(layers.Context(mesh, graphs.config()), qkv, 0, 0.0, "site",
-                             bidirectional=True)
+        y = attention.full(layers.Context(mesh, graphs.config()), qkv, 0, 0.0, "site", causal=False)
         return graphs.with_gradients({"y": y}, {"x": qkv},
                                      {"y": graphs.give(mesh, dy, *y.shape.dims)})
 
@@ -35,9 +34,11 @@ def test_attention_equals_torch(length, mesh_shape, layout):
     np.testing.assert_allclose(result["d_x"], packed.grad.numpy(), atol=2e-5)
 
 
-@pytest.mark.parametrize("position", ["learned", "rotary"])
-def test_the_first_position_hears_the_last_unless_the_model_is_causal(position):
-    config = graphs.config(n_layer=1, n_embd=16, n_ctx=8, position=position)
+@pytest.mark.parametrize(("position", "kind"), [
+    ("learned", "global"), ("rotary", "global"), ("alibi", "local"), ("learned", "linear")])
+def test_the_first_position_hears_the_last_unless_the_model_is_causal(position, kind):
+    config = graphs.config(n_layer=1, n_embd=16, n_ctx=8, position=position,
+                           attention_types=[kind])
     tokens = np.random.RandomState(0).randint(0, 61, [2, 8]).astype(np.int32)
     tokens[1] = tokens[0]
     tokens[1, -1] = 60 - tokens[0, -1]

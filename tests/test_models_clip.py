@@ -255,7 +255,7 @@ def test_masked_attention_with_a_causal_pattern_is_causal_attention():
         outputs = {}
         for name in ("causal", "masked"):
             qkv = graphs.give(mesh, x, *dims)
-            y = (attention.causal(context(mesh), qkv, 0, 0.0, "") if name == "causal" else
+            y = (attention.full(context(mesh), qkv, 0, 0.0, "") if name == "causal" else
                  attention.masked(qkv, np.tril(np.ones([6, 6], bool))))
             found = graphs.with_gradients({"y": y}, {"qkv": qkv},
                                           {"y": graphs.give(mesh, dy, *y.shape.dims)})

@@ -110,8 +110,43 @@ def neox_names(name):
     return f"{where}/{layer}/kernel", lambda x: x.T.reshape(shape)
 
 
-def compare(module, names, config, untouched=()):
+def neo_names(name):
+    """(our name, how to bring the array into our shape) of what `neo_parameters` gives."""
+    parts = name.split(".")[1:]
+    if parts[0] in ("wte", "wpe"):
+        return f"gpt/{parts[0]}", padded if parts[0] == "wte" else np.asarray
+    suffix = {"weight": "gain", "bias": "bias"}[parts[-1]]
+    if parts[0] == "ln_f":
+        return f"gpt/norm_f/{suffix}", np.asarray
+    where = f"gpt/h{parts[1]}"
+    if parts[2].startswith("ln_"):
+        return f"{where}/norm_{parts[2][-1]}/{suffix}", np.asarray
+    layer, shape = {"qkv": ("attn/qkv", [3, 4, 8, 32]), "out_proj": ("attn/out", [4, 8, 32]),
+                    "c_fc": ("mlp/in", [32, 128]), "c_proj": ("mlp/out", [128, 32])}[parts[-2]]
+    if suffix == "bias":
+        return f"{where}/{layer}/bias", np.asarray
+    if layer == "attn/qkv":
+        return f"{where}/{layer}/kernel", lambda x: x.reshape(shape).transpose(3, 0, 1, 2)
+    return f"{where}/{layer}/kernel", lambda x: x.T.reshape(shape)
+
+
+def neo_parameters(parameters):
+    """GPT-Neo's with q, k and v packed; its scores lack our 1/√d, so its q is √d times as large."""
+    packed = {}
+    for name, (weight, gradient) in parameters.items():
+        if name.endswith(".q_proj.weight"):
+            (k, d_k), (v, d_v) = (parameters[name.replace("q_proj", kind)]
+                                  for kind in ("k_proj", "v_proj"))
+            packed[name.replace("q_proj", "qkv")] = (
+                np.stack([weight * 8 ** 0.5, k, v]), np.stack([gradient * 8 ** -0.5, d_k, d_v]))
+        elif not name.endswith((".k_proj.weight", ".v_proj.weight")):
+            packed[name] = weight, gradient
+    return packed
+
+
+def compare(module, names, config, untouched=(), converted=dict):
     logits, loss, parameters = reference(module)
+    parameters = converted(parameters)
     weights, grads = {}, {}
     for name, (weight, gradient) in parameters.items():
         ours, convert = names(name)
@@ -160,6 +195,20 @@ def test_rotary_gpt_equals_transformers_gpt_neox(mesh_shape, layout, rotary_dims
     result = compare(shake(transformers.GPTNeoXForCausalLM(neox)), neox_names, config,
                      untouched=["gpt/head/bias"])
     np.testing.assert_array_equal(result.weights["gpt/head/bias"], np.zeros(64))
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), [*MESHES, *(ALONG[i] for i in (2, 5, 6))])
+def test_local_attention_equals_transformers_gpt_neo(mesh_shape, layout):
+    """Two global and two local layers, in turns, that see 5 tokens."""
+    neo = transformers.GPTNeoConfig(
+        vocab_size=61, max_position_embeddings=16, hidden_size=32, num_layers=4, num_heads=4,
+        attention_types=[[["global", "local"], 2]], window_size=5, activation_function="gelu_new",
+        layer_norm_epsilon=1e-5, bos_token_id=0, eos_token_id=0, attention_dropout=0.0,
+        embed_dropout=0.0, resid_dropout=0.0)
+    config = graphs.config(n_layer=4, attention_types=("global", "local") * 2,
+                           local_attention_radius=5, mesh_shape=mesh_shape, layout=layout)
+    compare(shake(transformers.GPTNeoForCausalLM(neo)), neo_names, config,
+            untouched=[f"gpt/h{i}/attn/qkv/bias" for i in range(4)], converted=neo_parameters)
 
 
 def test_a_whole_head_rotates_where_rotary_dims_is_0():
@@ -268,12 +317,22 @@ def test_initial_weights_are_a_function_of_seed_and_name_alone():
     assert not np.array_equal(base["gpt/h0/mlp/in/kernel"], base["gpt/h1/mlp/in/kernel"])
 
 
-@pytest.mark.parametrize(("position", "mesh_shape", "layout"), [
-    *[(position, "x:2", "heads:x") for position in ("learned", "rotary")],
-    *[("learned", *ALONG[i]) for i in (1, 4, 5)], *[("rotary", *ALONG[i]) for i in (2, 6, 7)],
-    ("learned", "x:2", "batch:x,embed_sequence:x")])
-def test_incremental_hidden_states_equal_full_ones(position, mesh_shape, layout):
-    config = graphs.config(position=position, mesh_shape=mesh_shape, layout=layout)
+EVERY_KIND = ("linear", "none", "local", "global")
+
+
+@pytest.mark.parametrize(("changes", "mesh_shape", "layout"), [
+    *[({"position": position}, "x:2", "heads:x") for position in ("learned", "rotary")],
+    *[({}, *ALONG[i]) for i in (1, 4, 5)],
+    *[({"position": "rotary"}, *ALONG[i]) for i in (2, 6, 7)],
+    ({}, "x:2", "batch:x,embed_sequence:x"),
+    *[(dict(position="rotary", attention_types=EVERY_KIND, n_layer=4, num_mem_kv=3,
+            local_attention_radius=4), *mesh)
+      for mesh in (*MESHES, ALONG[2], ALONG[5], ALONG[7])],
+    *[(dict(position="alibi", attention_types=("local", "global"), num_mem_kv=2,
+            local_attention_radius=4), *mesh) for mesh in (*MESHES, ALONG[2], ALONG[5])]])
+def test_incremental_hidden_states_equal_full_ones(changes, mesh_shape, layout):
+    """Rows of several lengths, of whose first tokens the surplus ones count for nothing."""
+    config = graphs.config(mesh_shape=mesh_shape, layout=layout, initializer_range=0.2, **changes)
     held = np.array([5, 3, 1, 4, 6, 2, 1, 6], np.int32)
 
     def build(mesh):
@@ -283,8 +342,9 @@ def test_incremental_hidden_states_equal_full_ones(position, mesh_shape, layout)
         at, new = np.zeros(8, np.int32), TOKENS[:, :6]
         for step in range(4):
             dims = [BATCH, graphs.dim("new_tokens", new.shape[1])]
+            count = graphs.give(mesh, held, BATCH) if step == 0 else None
             outputs[f"y{step}"], caches = model.hidden_incremental(
-                ctx, graphs.give(mesh, new, *dims), graphs.give(mesh, at, BATCH), caches)
+                ctx, graphs.give(mesh, new, *dims), graphs.give(mesh, at, BATCH), caches, count)
             at = held + np.int32(step)
             new = np.take_along_axis(TOKENS, at[:, None], 1)
         return outputs
@@ -295,3 +355,72 @@ def test_incremental_hidden_states_equal_full_ones(position, mesh_shape, layout)
         np.testing.assert_allclose(result["y0"][row, :n], full[:n], atol=2e-5)
         for step in range(3):
             np.testing.assert_allclose(result[f"y{step + 1}"][row, 0], full[n + step], atol=2e-5)
+
+
+def test_a_layer_without_attention_has_none_of_its_variables():
+    """It does what one does whose attention adds nothing."""
+    mixed = run(graphs.config(attention_types=("none", "global")))
+    whole = run(graphs.config())
+    gone = {name for name in whole.weights if name.startswith(("gpt/h0/attn/", "gpt/h0/norm_1/"))}
+    assert set(mixed.weights) == set(whole.weights) - gone and len(gone) == 6
+    weights = {name: np.zeros_like(w) if name.startswith("gpt/h0/attn/out/") else w
+               for name, w in whole.weights.items()}
+    np.testing.assert_allclose(mixed["logits"], run(graphs.config(), weights)["logits"], atol=1e-6)
+
+
+def test_memories_begin_as_gpt_neos():
+    config = graphs.config(attention_types=("linear", "local"), num_mem_kv=200)
+    weights = run(config).weights
+    assert {name for name in weights if "mem_" in name} == {"gpt/h1/attn/mem_k",
+                                                            "gpt/h1/attn/mem_v"}
+    for name in ("mem_k", "mem_v"):
+        found = weights[f"gpt/h1/attn/{name}"]
+        assert found.shape == (200, 4, 8)
+        assert found.std() == pytest.approx(8 ** -0.5, rel=0.05)  # 6,400 samples
+
+
+def test_a_model_that_sees_both_ways():
+    """What comes later matters to it, for global, local and linear layers each."""
+    changed = TOKENS[:, :16].copy()
+    changed[:, 15] = (changed[:, 15] + 1) % 61
+    for kind in ("global", "local", "linear"):
+        config = graphs.config(attention_types=(kind,) * 2, local_attention_radius=4)
+
+        def build(mesh, config=config):
+            ctx, outputs = layers.Context(mesh, config), {}
+            for causal in (True, False):
+                model = gpt.GPT(config, 61, causal)
+                for name, tokens in (("first", TOKENS[:, :16]), ("second", changed)):
+                    outputs[f"{name} {causal}"] = model.hidden(
+                        ctx, graphs.give(mesh, tokens, BATCH, SEQUENCE))
+            return outputs
+
+        result = graphs.run(build)
+        np.testing.assert_array_equal(result["first True"][:, :15], result["second True"][:, :15])
+        late = np.abs(result["first False"] - result["second False"])[:, :15].max((0, 2))
+        assert (late[-4:] > 1e-5).all(), kind
+        # Two layers that see four tokens ahead each.
+        assert (late[:7] == 0).all() == (kind == "local"), kind
+
+
+def test_blocks_computed_again_give_the_same_gradients():
+    """With every type of attention, memories and dropout."""
+    results = []
+    for recompute in (False, True):
+        config = graphs.config(n_layer=4, attention_types=EVERY_KIND, num_mem_kv=2,
+                               local_attention_radius=4, attn_dropout=0.3, res_dropout=0.2,
+                               recompute_grad=recompute)
+
+        def build(mesh, config=config):
+            ctx = layers.Context(mesh, config, graphs.give(mesh, np.int32(5)))
+            hidden = gpt.GPT(config, 61).hidden(
+                ctx, graphs.give(mesh, TOKENS[:, :16], BATCH, SEQUENCE))
+            variables = {v.name: v.value for v in mesh.graph.trainable_variables}
+            return graphs.with_gradients({"hidden": hidden}, variables, {"hidden": hidden})
+
+        results.append(graphs.run(build))
+    first, second = results
+    assert len(first.values) > 40
+    for name, value in first.values.items():
+        np.testing.assert_allclose(second[name], value, atol=1e-5 * max(1, np.abs(value).max()),
+                                   err_msg=name)

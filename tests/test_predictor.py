@@ -95,7 +95,11 @@ def greedy_by_full_passes(config, prompts, new):
 
 @pytest.mark.parametrize("changes", [
     {}, {"position": "rotary"}, {"position": "rotary", "rotary_dims": 4, "no_weight_tie": True},
-    {"scale_by_in": True, "activation_function": "relu"}], ids=str)
+    {"scale_by_in": True, "activation_function": "relu"},
+    {"attention_types": ("linear", "local"), "local_attention_radius": 5, "num_mem_kv": 3},
+    {"attention_types": ("none", "local", "global", "linear"), "n_layer": 4, "position": "rotary",
+     "local_attention_radius": 3},
+    {"position": "alibi", "num_mem_kv": 2}], ids=str)
 def test_cached_decoding_equals_full_passes(tmp_path, changes):
     """For prompts of four lengths in one batch, and far past n_ctx."""
     config = save_run(make_config(tmp_path, predict_batch_size=4, **changes))
@@ -108,11 +112,12 @@ def test_cached_decoding_equals_full_passes(tmp_path, changes):
 @pytest.mark.parametrize(("mesh_shape", "layout"), [
     ("", ""), ("x:4", "memory_length:x"), ("x:2", "sequence:x"), ("x:2", "features_per_head:x")])
 def test_prompt_longer_than_the_prompt_block(tmp_path, mesh_shape, layout):
-    """Blocks of 128 positions, of which the last one overlaps the one before.
+    """Blocks of 100 positions, each of which linear attention takes once.
 
     A quarter of the 200 positions of a cache is less than a block.
     """
-    config = save_run(make_config(tmp_path, n_ctx=200, position="rotary"))
+    config = save_run(make_config(tmp_path, n_ctx=200, position="rotary",
+                                  attention_types=("linear", "global")))
     prompt = list(np.random.RandomState(0).randint(0, 256, 190))
     model = predictor.Predictor(config.replace(mesh_shape=mesh_shape, layout=layout),
                                 encoders.load("byte"))

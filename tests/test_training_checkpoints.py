@@ -104,7 +104,7 @@ def test_newest_checkpoint(tmp_path, config):
     ("n_layer", 2), ("n_embd", 32), ("n_head", 2), ("n_ctx", 4), ("n_vocab", 300),
     ("position", "rotary"), ("activation_function", "relu"), ("no_weight_tie", True),
     ("layer_norm_epsilon", 1e-6), ("norm", "rms"), ("mlp_glu", True), ("intermediate_size", 7),
-    ("pad_vocab_multiple", 128)])
+    ("pad_vocab_multiple", 128), ("num_mem_kv", 2)])
 def test_each_changed_part_of_the_architecture_is_named(config, key, value):
     run = record(architecture=json.loads(json.dumps(config.architecture())))
     checkpoints.check_fits(config, run)
@@ -113,6 +113,17 @@ def test_each_changed_part_of_the_architecture_is_named(config, key, value):
     named = "n_vocab_padded" if key == "pad_vocab_multiple" else key
     assert f"have {named} = {json.dumps(run.architecture[named])}, the config" in str(error.value)
     assert "\n" not in str(error.value) and config.model_path in str(error.value)
+
+
+def test_memories_that_the_config_has_not_are_named_and_old_records_have_none(config):
+    config = config.replace(num_mem_kv=2)
+    run = record(architecture=config.architecture())
+    with pytest.raises(UserError, match="have num_mem_kv = 2, the config 0"):
+        checkpoints.check_fits(config.replace(num_mem_kv=0), run)
+    del run.architecture["num_mem_kv"]
+    checkpoints.check_fits(config.replace(num_mem_kv=0), run)
+    with pytest.raises(UserError, match="have num_mem_kv = 0, the config 2"):
+        checkpoints.check_fits(config, run)
 
 
 def test_a_record_from_before_a_key_has_its_default(config):

@@ -9,7 +9,7 @@ import jobs
 import numpy as np
 import pytest
 
-from configs import schema, values
+from configs import schema
 from configs.errors import UserError
 from mesh.compat import mtf, tf
 from models import layers
@@ -164,13 +164,6 @@ def test_configs_that_contradict_themselves(changes, wanted):
     with pytest.raises(UserError, match=wanted) as caught:
         make_config(**changes)
     assert "\n" not in str(caught.value)
-
-
-def test_causal_attention_types_are_refused(monkeypatch):
-    monkeypatch.setattr(values, "BIDIRECTIONAL_TYPES", ("other",))
-    with pytest.raises(UserError, match="attention_types: global attention is causal"):
-        make_config()
-    assert make_config(mlm_training=False).speaks
 
 
 def test_keys_as_gpt_neo_writes_them(tmp_path):

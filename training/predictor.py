@@ -123,13 +123,14 @@ class Predictor:
 
     def _prefill(self, rows):
         tokens = np.zeros([self._rows, self.config.n_ctx], np.int32)
-        live = [row for row in rows if not row.sample.reason]
+        lengths = np.zeros([self._rows], np.int32)
         for i, row in enumerate(rows):
             window = row.window[:self.config.n_ctx]
             tokens[i, :len(window)] = window
-        length = max(len(row.window) for row in live) - 1
+            if not row.sample.reason:
+                lengths[i] = len(row.window) - 1  # decoding begins with the last one
         self._session.run(self._prefill_op, {self._feeds["tokens"]: tokens,
-                                             self._feeds["length"]: length})
+                                             self._feeds["lengths"]: lengths})
 
     def _decode(self, rows, steps, count, scalars):
         """New tokens of each row: int32 [rows, _CHUNK], -1 where there is none."""
@@ -154,22 +155,23 @@ class Predictor:
         self._feeds, on_mesh = {}, {}
         for names, dtype, dims in [
                 (["tokens"], tf.int32, [*row, mtf.Dimension("prompt", config.n_ctx)]),
-                (["token", "position", "done", "number"], tf.int32, row),
-                (["length", "steps", "count", "top_k", "seed"], tf.int32, []),
+                (["lengths", "token", "position", "done", "number"], tf.int32, row),
+                (["steps", "count", "top_k", "seed"], tf.int32, []),
                 (["temperature", "top_p"], tf.float32, [])]:
             for name in names:
                 self._feeds[name] = tf.placeholder(dtype, [d.size for d in dims], name)
                 on_mesh[name] = mtf.import_tf_tensor(mesh, self._feeds[name], mtf.Shape(dims))
-        filled = sampling.prefill(model, ctx, on_mesh.pop("tokens"), on_mesh.pop("length"))
+        filled = sampling.prefill(model, ctx, on_mesh.pop("tokens"), on_mesh.pop("lengths"))
         # Between runs the caches live in variables, each slice on its device.
-        kept = [[Kept(impl, part.shape, part.dtype, f"cache/{layer}/{name}")
-                 for part, name in zip(cache, ("keys", "values"), strict=True)]
+        kept = [tuple(Kept(impl, part.shape, part.dtype, f"cache/{layer}/{number}")
+                      for number, part in enumerate(cache))
                 for layer, cache in enumerate(filled)]
         settings = sampling.Settings(*(on_mesh.pop(name) for name in
                                        ("temperature", "top_k", "top_p", "seed")))
         new_tokens, updated = sampling.decode(
-            model, ctx, caches=[[part.read(mesh) for part in pair] for pair in kept], size=_CHUNK,
-            eos_id=self.encoder.eos_id, n_valid=self.encoder.n_vocab, settings=settings, **on_mesh)
+            model, ctx, caches=[tuple(part.read(mesh) for part in parts) for parts in kept],
+            size=_CHUNK, eos_id=self.encoder.eos_id, n_valid=self.encoder.n_vocab,
+            settings=settings, **on_mesh)
         lowering = mtf.Lowering(mesh.graph, {mesh: impl}, autostack=False)
         self._new_tokens = lowering.export_to_tf_tensor(new_tokens)
         self._prefill_op, self._keep_op = (
@@ -179,7 +181,7 @@ class Predictor:
             for caches in (filled, updated))
         self._start_op = tf.group(lowering.copy_masters_to_slices())
         self._frozen_op = tf.local_variables_initializer()
-        self._clear_op = tf.group(*(part.clear() for pair in kept for part in pair))
+        self._clear_op = tf.group(*(part.clear() for parts in kept for part in parts))
         return tf.global_variables()
 
     def _restore(self):

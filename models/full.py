@@ -1,4 +1,4 @@
-"""Softmax attention in full form on slices, in blocks of queries: causal or bidirectional."""
+"""Softmax attention in full form on slices, in blocks of queries."""
 
 import numpy as np
 
@@ -6,31 +6,32 @@ from mesh import random
 from mesh.compat import tf
 from models.heads import swapped, weighted
 
-# Queries are taken in this many blocks, each of which skips the keys above the causal diagonal:
-# little more than half of the products and an eighth of the scores' memory at a time.
+# Queries are taken in this many blocks: an eighth of the scores' memory at a time. Causal ones skip
+# the keys above the diagonal: little more than half of the products.
 _BLOCKS = 8
 _SMALLEST_BLOCK = 128
 
 
-class Causal:
-    """Softmax attention to oneself and what came before, in full form: forward and backward.
+class Full:
+    """Softmax attention in full form: forward and backward.
 
-    Bidirectional, it is attention to all positions.
+    Its inputs are the packed queries, keys and values; learned keys and values, if the rules have
+    them, each [learned, heads, features]; and a key for dropout, where it is on.
 
     Args:
-      heads: a Heads.
-      rate: of dropout, which is on where the operation is given a key.
+      heads: a models.heads.Heads.
+      rules: a models.scores.Rules without a window.
+      rate: of dropout.
       site: an int that is unique in the model.
-      bidirectional: whether a query also sees what comes after it.
     """
 
-    def __init__(self, heads, rate, site, bidirectional=False):
-        self._heads, self._rate, self._site = heads, rate, site
-        self._bidirectional = bidirectional
+    def __init__(self, heads, rules, rate, site):
+        self._heads, self._rules, self._rate, self._site = heads, rules, rate, site
 
-    def forward(self, slices, x, *key):
+    def forward(self, slices, x, *others):
         """-> laid-out [b, s, h, d]."""
-        q, k, v, _ = self._split(slices, x)
+        learned, key = self._sorted(others)
+        q, k, v, _ = self._split(slices, x, learned)
         outs = []
         for rows, reach in self._blocks(slices, q, k):
             p = self._probabilities(slices, _cut(slices, q, *rows), _cut(slices, k, 0, reach),
@@ -42,9 +43,10 @@ class Causal:
                           self._heads.memory)
 
     def backward(self, slices, ins, outs, grads):
-        """-> the gradient of the packed queries, keys and values, and none of the key."""
-        x, *key = ins
-        q, k, v, position = self._split(slices, x)
+        """-> the gradients of the inputs, none of the key."""
+        x, *others = ins
+        learned, key = self._sorted(others)
+        q, k, v, position = self._split(slices, x, learned)
         d_out = slices.map(swapped, grads[0])
         # Σ_k p·dp = d_out·out, dropout included (Dao et al. 2022, appendix B.2).
         inner = slices.sum(slices.map(_inner, d_out, outs[0]), self._heads.features)
@@ -64,48 +66,63 @@ class Causal:
             dks.append(slices.map(_spread, ds, q_rows, k))
             dvs.append(slices.map(_spread, dropped, d_rows, k))
         d_q = slices.sum(slices.map(lambda *parts: tf.concat(parts, 2), *dqs), self._heads.memory)
-        d_k, d_v = (self._heads.from_memory(slices, slices.map(lambda *parts: tf.add_n(parts), *t))
-                    for t in (dks, dvs))
+        totals = [slices.map(lambda *parts: tf.add_n(parts), *t) for t in (dks, dvs)]
+        d_learned = [slices.sum(slices.map(_without_batch, total, one), self._heads.memory)
+                     for total, one in zip(totals, learned, strict=False)]
+        n = self._rules.learned
+        d_k, d_v = (self._heads.from_memory(slices, slices.map(lambda t: t[:, :, n:], total))
+                    for total in totals)
         dx = self._heads.split_gradient(slices, x, position, d_q, d_k, d_v)
-        return [dx] + [None] * len(key)
+        return [dx, *d_learned] + [None] * len(key)
 
-    def _split(self, slices, x):
-        """Queries [b, h, s, d], keys and values [b, h, m, d], and positions [s]."""
+    def _sorted(self, others):
+        """(learned keys and values, a key for dropout) of the inputs; any of them may be absent."""
+        n = 2 if self._rules.learned else 0
+        return others[:n], others[n:]
+
+    def _split(self, slices, x, learned):
+        """Queries [b, h, s, d], keys and values [b, h, learned + m, d], and positions [s]."""
         length = x.to_laid_out_tensor().slice_shape[1]
         position = slices.map(lambda start: start + tf.range(length),
                               slices.start(self._heads.sequence))
         q, k, v = self._heads.split(slices, x, position)
-        return q, *(self._heads.to_memory(slices, t) for t in (k, v)), position
+        k, v = (self._heads.to_memory(slices, t) for t in (k, v))
+        if learned:
+            k, v = (slices.map(_joined, t, one) for t, one in zip((k, v), learned, strict=True))
+        return q, k, v, position
 
     def _blocks(self, slices, q, k):
         """((first, last + 1), reach) of blocks of a slice's queries; they see keys below reach."""
         # A slice of queries or keys does not know beforehand where the diagonal crosses it.
-        anywhere = self._bidirectional or any(
-            map(slices.is_split, (self._heads.sequence, self._heads.memory)))
+        anywhere = any(map(slices.is_split, (self._heads.sequence, self._heads.memory)))
         for rows in _query_blocks(q.slice_shape[2]):
-            yield rows, k.slice_shape[2] if anywhere else rows[1]
+            skips = self._rules.causal and not anywhere
+            yield rows, self._rules.learned + rows[1] if skips else k.slice_shape[2]
 
     def _probabilities(self, slices, q, k, first):
         """float32 [b, h, n, m] of the queries from a slice's `first` on."""
-        products = self._heads.products(slices, q, k)
-        if self._bidirectional:
-            return self._heads.softmax(slices, products)
-        starts = [slices.start(d) if slices.is_split(d) else 0
-                  for d in (self._heads.sequence, self._heads.memory)]
+        row, head, column = (slices.start(d) if slices.is_split(d) else other for d, other in (
+            (self._heads.sequence, 0), (self._heads.heads, 0), (self._heads.memory, None)))
 
-        def hide(s, row, column):
-            rows, columns = (np.arange(n, dtype=np.int32) for n in s.shape[2:].as_list())
-            return tf.where_v2(columns[None] + column <= rows[:, None] + (first + row), s, -1e9)
+        def placed(s, row, head, column):
+            rows = np.arange(s.shape[2], dtype=np.int32)[:, None] + (first + row)
+            return self._rules.apply(s, rows, column, head)
 
-        return self._heads.softmax(slices, slices.map(hide, products, *starts))
+        return self._heads.softmax(slices, slices.map(placed, self._heads.products(slices, q, k),
+                                                      row, head, column))
 
     def _keep_scale(self, slices, key, p, first):
-        """Dropout's factors for probabilities, by index in the whole [b, h, s, m] tensor."""
+        """Dropout's factors for probabilities, by index in the whole [b, h, s, m] tensor.
+
+        Learned memories are its first columns.
+        """
         dims = (self._heads.batch, self._heads.heads, self._heads.sequence, self._heads.memory)
+        sizes = [d.size for d in dims]
+        sizes[-1] += self._rules.learned
 
         def one_slice(key, p, batch, head, row, column):
             index = random.global_index(p.shape.as_list(), [batch, head, row + first, column],
-                                        [d.size for d in dims])
+                                        sizes)
             mask = random.keep_mask(index, random.mix(key, self._site), self._rate)
             return tf.cast(mask, tf.float32) / (1.0 - self._rate)
 
@@ -116,6 +133,18 @@ def _cut(slices, x, first, end):
     """Positions of a laid-out [b, h, n, …]."""
     return x if (first, end) == (0, x.slice_shape[2]) else slices.map(
         lambda t: t[:, :, first:end], x)
+
+
+def _joined(x, learned):
+    """Learned [learned, h, d] before each row of keys or values [b, h, m, d]."""
+    learned = tf.transpose(learned, [1, 0, 2])[None]
+    return tf.concat([tf.repeat(learned, x.shape[0], 0), x], 2)
+
+
+def _without_batch(total, learned):
+    """The gradient of `learned`, like it, from that of `_joined`'s result."""
+    part = tf.cast(total[:, :, :learned.shape[0]], tf.float32)
+    return tf.cast(tf.transpose(tf.reduce_sum(part, 0), [1, 0, 2]), learned.dtype)
 
 
 def _spread(p, x, like):
