@@ -21,7 +21,8 @@ examples:
 
 # What the flags of --predict are when they are not given.
 PREDICT_DEFAULTS = {"prompt": [], "num_samples": 1, "max_new_tokens": None, "temperature": 1.0,
-                    "top_k": None, "top_p": 1.0, "stop": [], "seed": None, "interactive": False}
+                    "top_k": None, "top_p": 1.0, "entmax_sampling": None, "stop": [], "seed": None,
+                    "interactive": False}
 
 
 def number(kind, allowed, test):
@@ -95,6 +96,9 @@ def make_parser():
                        help="sample from the K likeliest tokens; 0 is all (the config's top_k)")
     group.add_argument("--top_p", metavar="P", type=share,
                        help="sample from the likeliest tokens that hold this probability (1.0)")
+    group.add_argument("--entmax_sampling", action="store_true", default=None,
+                       help="sample from the logits' entmax, which leaves unlikely tokens out "
+                            "(the config's entmax_sampling)")
     group.add_argument("--stop", metavar="TEXT", action="append",
                        help="end a sample before this text; may be repeated")
     group.add_argument("--seed", metavar="N", type=seed,
@@ -227,7 +231,8 @@ def run_job(args):
         return 0
     from configs import schema
 
-    flags = {key: getattr(args, key) for key in ("model_path", "gpu_ids", "steps_per_checkpoint")}
+    flags = {key: getattr(args, key) for key in ("model_path", "gpu_ids", "steps_per_checkpoint",
+                                                 "entmax_sampling")}
     config = schema.load(args.model, args.set, flags)
     for note in [*args.notes, *config.notes]:
         logging.info("note: %s", note)

@@ -2,13 +2,16 @@
 
 from typing import Any
 
-from configs import clip_keys
+from configs import clip_keys, moe_keys, optimizers
 from configs.errors import UserError
-from configs.layouts import check_layout
+from configs.layouts import check_layout, idle_axes
 
 
-def check(config: Any) -> None:
+def check(config: Any) -> list[str]:
     """Refuses a config whose keys contradict each other.
+
+    Returns:
+        notes for the user, on keys that are of no use.
 
     Raises:
         UserError: names the first key that has to change, and how.
@@ -19,9 +22,17 @@ def check(config: Any) -> None:
     _check_attention(config)
     _check_steps(config)
     _check_masked(config)
+    _check_loss(config)
     clip_keys.check(config)
+    notes = moe_keys.check(config)
     check_layout(config)
     _check_devices(config)
+    unread = optimizers.unread(config)
+    if unread:
+        notes.append(f"opt_name: {config.opt_name} does not read {', '.join(unread)}")
+    notes.extend(f"mesh_shape: no layout rule uses axis {axis}, so its devices repeat the same work"
+                 for axis in idle_axes(config))
+    return notes
 
 
 def _check_heads(config: Any) -> None:
@@ -114,6 +125,18 @@ def _check_masked_ids(config: Any) -> None:
         raise UserError(f"mlm_cls_token_id: {first} is the mask's id, mlm_mask_id; give another")
     if first is not None and config.n_ctx < 2:
         raise UserError("n_ctx: 1 has room for mlm_cls_token_id alone; give 2 or more")
+
+
+def _check_loss(config: Any) -> None:
+    if config.entmax_alpha > 1 and config.label_smoothing:
+        raise UserError("label_smoothing: the loss of entmax_alpha has none; set one of the two "
+                        "to its default")
+    if 1 < config.entmax_alpha < 1.01:
+        raise UserError(f"entmax_alpha: {config.entmax_alpha} is too near to the softmax to tell "
+                        "them apart; give 1, or 1.01 to 2")
+    for key, off in (("z_loss", 0), ("label_smoothing", 0), ("entmax_alpha", 1)):
+        if getattr(config, key) != off and not (config.speaks or config.mlm_training):
+            raise UserError(f"{key}: model {config.model} is no language model; remove the key")
 
 
 def _check_devices(config: Any) -> None:

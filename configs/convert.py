@@ -27,10 +27,10 @@ def make_parser():
 
 def converted(old):
     """A legacy_jax.Converted of a config's keys and values, whatever program it was written for."""
-    from configs import legacy, legacy_jax, schema
+    from configs import legacy, legacy_jax
 
     if legacy_jax.TELL_TALE in old:
-        return legacy_jax.convert(old, set(schema.RunConfig.model_fields))
+        return legacy_jax.convert(old)
     lost = [f"{key} {json.dumps(old[key])}: not supported by this release"
             for key in legacy.UNSUPPORTED if old.get(key)]
     kept = {key: value for key, value in old.items() if key not in legacy.UNSUPPORTED}

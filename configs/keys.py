@@ -181,6 +181,20 @@ class MaskedKeys(Keys):
         "[MASK]", min_length=1, description="What stands for the mask in prompts to fill in.")
 
 
+class LossKeys(Keys):
+    """Loss of a language model"""
+
+    z_loss: float = Field(
+        0.0, ge=0, description="Weight of the squared logarithm of the softmax's denominator, "
+                               "which keeps logits small; 0 is none.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the target's probability that is spread evenly "
+                                     "over all ids.")
+    entmax_alpha: float = Field(
+        1.0, ge=1, le=2, description="Training by the loss of α-entmax: 1 is the softmax's "
+                                     "cross-entropy, 2 the sparsemax's loss.")
+
+
 class OptimizerKeys(Keys):
     """Optimizer and learning rate"""
 
@@ -194,10 +208,15 @@ class OptimizerKeys(Keys):
         0.1, ge=0, le=1, description="Floor of the learning rate as a share of lr.")
     warmup_steps: int = Field(
         0, ge=0, description="Steps over which the learning rate rises to lr.")
-    opt_name: Literal["adamw", "adafactor"] = Field(
+    opt_name: Literal["adamw", "adafactor", "sgd", "lion"] = Field(
         "adamw", description="Optimizer; GPT-Neo's \"adam\" is adamw.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the mean of squared gradients.")
+    beta1: float | None = Field(
+        None, ge=0, lt=1, description="Decay of the mean of gradients (AdamW, Lion) or of updates "
+                                      "(Adafactor); null is 0.9, and 0 with Adafactor.")
+    beta2: float | None = Field(
+        None, ge=0, lt=1, description="Decay of the mean of squared gradients (AdamW, Adafactor "
+                                      "with decay_type adam) or of gradients (Lion); null is 0.95, "
+                                      "0.999 with Adafactor and 0.99 with Lion.")
     epsilon: float = Field(1e-8, gt=0, description="Added to AdamW's denominator.")
     weight_decay: float = Field(
         0.0, ge=0, description="Decoupled decay of tensors of rank 2 or more, multiplied by the "
@@ -205,6 +224,16 @@ class OptimizerKeys(Keys):
     ada_epsilon1: float = Field(1e-30, gt=0, description="Added to squared gradients in Adafactor.")
     ada_epsilon2: float = Field(
         1e-3, gt=0, description="Least root mean square of a tensor in Adafactor's relative step.")
+    decay_type: Literal["pow", "adam"] = Field(
+        "pow", description="How Adafactor's second moments decay: by a power of the step, or by "
+                           "beta2 with Adam's bias correction.")
+    decay_exponent: float = Field(
+        0.8, gt=0, le=1, description="Exponent of decay_type pow: at step t the new squares get "
+                                     "the weight t^-exponent.")
+    factored: bool = Field(
+        True, description="Whether Adafactor keeps second moments as row and column means.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD; 0 is none.")
+    nesterov: bool = Field(False, description="Whether SGD's momentum is Nesterov's.")
 
 
 class MeshKeys(Keys):
@@ -254,6 +283,9 @@ class PredictKeys(Keys):
     predict_batch_size: int = Field(1, ge=1, description="Sequences sampled at once.")
     predict_max_steps: int | None = Field(
         None, ge=1, description="Most new tokens of a sample; null is what fits into n_ctx.")
+    entmax_sampling: bool = Field(
+        False, description="Whether samples are drawn from the α-entmax of the logits rather than "
+                           "their softmax; α is entmax_alpha, or 1.3 where that is 1.")
     predict_path: str | None = Field(
         None, description="File to which samples are appended; null is none.")
     top_k: int = Field(
@@ -278,5 +310,5 @@ class RunKeys(Keys):
                         "of lines.")
 
 
-GROUPS = (ModelKeys, InitKeys, TrainingKeys, MaskedKeys, OptimizerKeys, MeshKeys, DataKeys,
-          PredictKeys, RunKeys)
+GROUPS = (ModelKeys, InitKeys, TrainingKeys, LossKeys, MaskedKeys, OptimizerKeys, MeshKeys,
+          DataKeys, PredictKeys, RunKeys)

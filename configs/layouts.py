@@ -43,6 +43,9 @@ DIMENSIONS = {
                      False),
     "axial_dim_0": Dimension("axial_dims", "rows of the first table of axial positions", False),
     "axial_dim_1": Dimension("axial_dims", "rows of the second one", False),
+    "experts": Dimension("moe_params.num_experts",
+                         "experts of a layer; over the batch's axis, tokens travel to them", True),
+    "expert_hidden": Dimension("moe_params.hidden_size", "hidden width of an expert", True),
     "clip_embd": Dimension("n_embd", "width of the text tower, student or teacher", True, TOWERS),
     "clip_heads": Dimension("n_head", "its attention heads", True, TOWERS),
     "clip_features_per_head": Dimension("n_embd / n_head", "width of one of its heads", False,
@@ -89,6 +92,8 @@ TENSORS = {
     "the attention weights": ("batch", "heads", "sequence", "memory_length"),
     "the feed-forward activations": ("batch", "sequence", "intermediate_expanded"),
     "the logits": ("batch", "sequence", "vocab"),
+    "the experts' weights": ("experts", "embd", "expert_hidden"),
+    "the experts' activations": ("batch", "expert_hidden"),
     "CLIP's token table": ("clip_vocab", "clip_embd"),
     "CLIP's looked-up tokens": ("batch", "clip_sequence", "clip_vocab"),
     "CLIP's position table": ("clip_embed_sequence", "clip_embd"),
@@ -232,6 +237,9 @@ def _check_has(config: Any, name: str, axis: str) -> None:
                 if other and config.model in DIMENSIONS[other].models else "")
         raise UserError(f"layout: {name}:{axis}: model {config.model} has no {name}; remove the "
                         f"rule{hint}")
+    if name in ("experts", "expert_hidden") and not config.moe_layers:
+        raise UserError(f"layout: {name}:{axis}: only a model with moe_layers has it; remove the "
+                        "rule")
     if name.startswith("clip_image_") and config.clip.image_tower != "vit":
         raise UserError(f"layout: {name}:{axis}: only clip.image_tower = \"vit\" has it; remove "
                         "the rule")
@@ -260,6 +268,9 @@ def _sizes(config: Any, dimension: str) -> list[tuple[str, int]]:
         "features_per_head": [("n_embd / n_head", config.head_size)],
         "intermediate_expanded": [("intermediate_size" if config.intermediate_size
                                    else "4 × n_embd", config.intermediate)],
+        "experts": [("moe_params.num_experts", config.moe_params.num_experts)],
+        "expert_hidden": [("moe_params.hidden_size",
+                           config.moe_params.hidden_size or 4 * config.n_embd)],
     }[dimension]
 
 

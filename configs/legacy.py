@@ -8,18 +8,20 @@ from configs.messages import shown
 
 RENAMED = {
     "activation_fn": "activation_function", "model_dir": "model_path",
-    "n_heads": "n_head",
+    "n_heads": "n_head", "sampling_use_entmax": "entmax_sampling",
 }
 
 # Former switches: (the key of today, its value for true, for false).
 SWITCHES = {
     "rotary_emb": ("position", "rotary", "learned"),
     "scalenorm": ("norm", "centred_scale", "layer"),
+    "entmax_loss": ("entmax_alpha", 1.3, 1.0),
 }
 
 # Values that meant the same under another name, or by being null.
 VALUES = {
     ("model", "GPT2"): "GPT",
+    ("model", "GPT2MOE"): "GPT",
     ("opt_name", "adam"): "adamw",
     ("opt_name", None): "adamw",
     ("precision", "bf16"): "bfloat16",
@@ -29,11 +31,15 @@ VALUES = {
     ("input_fn", "generic_text"): "datasets",
     ("lr_decay", None): "constant",
     ("weight_decay", None): 0.0,
+    ("z_loss", None): 0.0,
+    ("entmax_sampling", None): False,
     ("precision", None): "float32",
     ("n_vocab", None): 0,
     ("num_mem_kv", None): 0,
     ("local_attention_radius", None): 256,
     **{(key, None): False for key in ("macaron", "mlp_glu", "rezero", "share_parameters")},
+    ("moe_activation", None): "relu",
+    ("moe_params", None): {},
 }
 
 # Nothing is lost when these are ignored. The reason is said in a note.
@@ -43,8 +49,6 @@ UNNEEDED = {
     "datapath": "datasets says where the data is",
     "dataset": "datasets says which data is used",
     "dataset_configs": "datasets names them",
-    "decay_exponent": "Adafactor's usual decay is used",
-    "decay_type": "Adafactor's usual decay is used",
     "encoder_path": "the dataset names its encoder",
     "eos_id": "the dataset's encoder knows it",
     "eval_task": "an internal value",
@@ -53,8 +57,6 @@ UNNEEDED = {
     "lambada_tokens_path": "the dataset's JSON names it",
     "log_grads": "the gradient's norm is always logged",
     "mode": "an internal value",
-    "moe_activation": "only moe_layers reads it",
-    "moe_params": "only moe_layers reads it",
     "no_dataset": "datasets: [] says it",
     "num_cores": "mesh_shape says it",
     "num_microbatches": "tokens_per_mb_per_replica decides it",
@@ -71,8 +73,7 @@ UNNEEDED = {
 
 # Ignoring these would change what the config means, unless they are off.
 UNSUPPORTED = (
-    "entmax_loss", "export", "moe_layers", "slow_sampling",
-    "sampling_use_entmax", "auto_layout", "auto_layout_and_mesh_shape", "z_loss",
+    "export", "slow_sampling", "auto_layout", "auto_layout_and_mesh_shape",
 )
 
 
@@ -118,6 +119,9 @@ def translate(values: dict[str, Any], whole: bool = False
                 raise UserError(f"{key}: says {shown(meant)} where {name} says {shown(new[name])}; "
                                 f"keep {name}")
             new[name] = meant
+    if values.get("model") == "GPT2MOE" and not new.get("moe_layers"):
+        # As in GShard and Switch, every other layer.
+        new["moe_layers"] = list(range(1, values.get("n_layer") or 0, 2))
     notes = []
     if unneeded:
         reasons = "; ".join(f"{key} ({UNNEEDED[key]})" for key in unneeded)
@@ -135,7 +139,7 @@ def _renamed(key: str, value: Any, values: dict[str, Any]) -> list[tuple[str, An
     name, on, off = SWITCHES[key]
     if value not in (True, False, None):
         raise UserError(f"{key}: must be true or false, not {shown(value)}; "
-                        f'the key is now {name}: "{on}" or "{off}"')
+                        f"the key is now {name}: {shown(on)} or {shown(off)}")
     # Beside axial positions, no rotary ones are not learned ones.
     if value is None or (key == "rotary_emb" and not value and values.get("axial_pos_emb")):
         return []

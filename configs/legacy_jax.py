@@ -71,12 +71,11 @@ class Converted:
         self.changed.append(f"{old} → {written}")
 
 
-def convert(old: dict[str, Any], known: set[str]) -> Converted:
+def convert(old: dict[str, Any]) -> Converted:
     """A config of theirs as one of this project.
 
     Args:
         old: its keys and values.
-        known: the keys that this release has; what needs others is listed as lost.
 
     Raises:
         UserError: a key is missing, of the wrong type or unknown.
@@ -89,7 +88,7 @@ def convert(old: dict[str, Any], known: set[str]) -> Converted:
     for key, name in RENAMED.items():
         if key in old:
             found.take(f"{key} {shown(old[key])}", **{name: old[key]})
-    (_student if student else _model)(old, known, found)
+    (_student if student else _model)(old, found)
     _batch(old, student, found)
     _schedule(old, found)
     _data(old, found)
@@ -108,7 +107,7 @@ def _number(old: dict[str, Any], key: str, default: int | None = None) -> int:
     return value
 
 
-def _model(old: dict[str, Any], known: set[str], found: Converted) -> None:
+def _model(old: dict[str, Any], found: Converted) -> None:
     """Positions, norms, blocks and supervision."""
     kind = old.get("pe", "rotary")
     if kind == "rotary":
@@ -119,23 +118,14 @@ def _model(old: dict[str, Any], known: set[str], found: Converted) -> None:
         found.take(f"pe {shown(kind)}", position="learned")
         if kind != "fixed":
             found.lost.append(f"pe {shown(kind)}: the relative bias; positions are learned now")
-    norm, lost = NORMS.get(old.get("norm", "layernorm"), (None, ""))
+    named = old.get("norm", "layernorm")
+    norm, lost = NORMS.get(named, (None, ""))
     if norm is None:
-        raise UserError(f"norm: {shown(old['norm'])} is none of {', '.join(NORMS)}")
-    if "norm" in known:
-        found.take(f"norm {shown(old.get('norm'))}", norm=norm)
-    elif norm == "layer":
-        found.changed.append(f"norm {shown(old.get('norm'))}: layer norms, as here")
-    else:
-        found.lost.append(f"norm {shown(old['norm'])}: this release has layer norms alone")
+        raise UserError(f"norm: {shown(named)} is none of {', '.join(NORMS)}")
+    found.take(f"norm {shown(named)}", norm=norm)
     if lost:
         found.lost.append(f"norm {shown(old['norm'])}: {lost}")
-    parallel = {key: value for key, value in PARALLEL.items() if key in known}
-    if parallel:
-        found.take("its blocks", **parallel)
-    if "parallel_residual" not in known:
-        found.lost.append("attention and feed-forward part side by side: this release has them one "
-                          "after the other")
+    found.take("its blocks", **PARALLEL)
     found.lost.append("attention without biases, and its own standard deviations of initial weights"
                       ": they are GPT-2's here")
     head = old.get("d_head")
@@ -149,9 +139,8 @@ def _model(old: dict[str, Any], known: set[str], found: Converted) -> None:
                           "names a run of ours (docs/replicate.md)")
 
 
-def _student(old: dict[str, Any], known: set[str], found: Converted) -> None:
+def _student(old: dict[str, Any], found: Converted) -> None:
     """gpt-c's student of CLIP's text tower."""
-    del known
     found.take(f"rotary_dims {shown(old['rotary_dims'])}", model="clip_student", position="rotary",
                rotary_dims=old["rotary_dims"], activation_function="quick_gelu")
     found.take("windows of 75 tokens, its code's", n_ctx=600, n_vocab=CLIP[1],

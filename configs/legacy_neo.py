@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any
 
-from configs import keys, layouts
+from configs import layouts
 from configs.errors import UserError
 from configs.messages import shown
 
@@ -19,6 +19,8 @@ MODES = {"random_sample": "documents_random", "document": "documents_fixed",
 TELL_TALE = "predict_steps"
 # What GPT-Neo takes for absent keys where that is not this project's default.
 DEFAULTS = {"lr_decay": "constant", "z_loss": 1e-4}
+# The same of mesh-tensorflow's experts: their hidden width.
+EXPERT_WIDTH = 4096
 
 
 def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -29,8 +31,11 @@ def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     if TELL_TALE not in values:
         return values, []
-    known = {name for group in keys.GROUPS for name in group.model_fields}
-    absent = {key: value for key, value in DEFAULTS.items() if key in known and key not in values}
+    absent = {key: value for key, value in DEFAULTS.items() if key not in values}
+    experts = values.get("moe_params") or {}
+    if values.get("moe_layers") and isinstance(experts, dict) and not (
+            {"hidden_size", "moe_hidden_size"} & set(experts)):
+        absent["moe_params"] = {**experts, "hidden_size": EXPERT_WIDTH}
     listed = ", ".join(f"{key} {shown(value)}" for key, value in absent.items())
     notes = [f"GPT-Neo's own values for absent keys: {listed}"]
     return {**values, **absent}, notes if absent else []

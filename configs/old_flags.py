@@ -18,8 +18,6 @@ UNNEEDED = {
 
 # Refused: flag → (how many values follow: "?" for one or none, what to do).
 REFUSED = {
-    "--entmax_sampling": (0, "samples are drawn from a softmax; --top_p and --top_k leave out what "
-                             "is unlikely"),
     "--export": ("?", "this release has no export; checkpoints in model_path are TensorFlow's"),
     "--auto_layout": (0, "this release finds no layouts; docs/layouts.md says how to choose one, "
                          "--set layout=… gives it"),

@@ -6,7 +6,7 @@ import typing
 
 from pydantic_core import PydanticUndefined
 
-from configs import clip_keys, keys, layouts, legacy
+from configs import clip_keys, keys, layouts, legacy, moe_keys
 
 INTRODUCTION = """\
 # Keys of a run config
@@ -22,7 +22,8 @@ keys are refused. A key whose default is **required** has to be given.
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 SPECIAL = {"attention_types": "list", "datasets": "list", "gpu_ids": "list", "eval_tasks": "list",
            "axial_dims": "list or null",
-           "clip": "section", "image_channels": "list", "probe_words": "list",
+           "clip": "section", "moe_params": "section", "moe_layers": "list",
+           "image_channels": "list", "probe_words": "list",
            "layer": "list", "mlm_mask_ignore_ids": "list",
            "mesh_shape": "text or pairs", "layout": "text or pairs",
            "about": "text or lines", "inline_datasets": "sections"}
@@ -31,13 +32,20 @@ SPECIAL = {"attention_types": "list", "datasets": "list", "gpu_ids": "list", "ev
 def page() -> str:
     """The whole page as Markdown."""
     parts = [INTRODUCTION]
-    for group in (*keys.GROUPS, clip_keys.ClipSection):
+    for group in (*keys.GROUPS, moe_keys.MoeSection, clip_keys.ClipSection):
         own = {name: group.model_fields[name] for name in group.__annotations__}
-        rows = [(f"`{name}`", type_text(name, field), default_text(field), field.description)
-                for name, field in own.items()]
-        parts.append(f"## {group.__doc__}\n\n{table(('Key', 'Type', 'Default', 'Meaning'), rows)}")
+        parts.append(f"## {group.__doc__}\n\n{_keys(own)}")
+        if group is moe_keys.MoeSection:
+            parts.append("The keys of `moe_params`, whose names may begin with `moe_` as in "
+                         "GPT-Neo:\n\n" + _keys(moe_keys.MoeParams.model_fields, "moe_params."))
     parts += [_clip(), _dimensions(), _legacy()]
     return "\n".join(parts)
+
+
+def _keys(fields: dict, prefix: str = "") -> str:
+    rows = [(f"`{prefix}{name}`", type_text(name, field), default_text(field), field.description)
+            for name, field in fields.items()]
+    return table(("Key", "Type", "Default", "Meaning"), rows)
 
 
 def table(heads: tuple, rows: list[tuple]) -> str:
@@ -111,7 +119,8 @@ def _legacy() -> str:
         "## Keys of older configs\n\n"
         "Renamed: `activation_fn` is `activation_function`; `rotary_emb: true` is "
         "`position: \"rotary\"`; `axial_pos_emb: [a, b]` is `position: \"axial\"` with "
-        "`axial_dims: [a, b]`; `scalenorm: true` is `norm: \"centred_scale\"`.\n\n"
+        "`axial_dims: [a, b]`; `scalenorm: true` is `norm: \"centred_scale\"`; "
+        "`entmax_loss: true` is `entmax_alpha: 1.3`.\n\n"
         f"Values: {', '.join(values)}.\n\n"
         "Accepted and ignored, with a note:\n\n"
         + table(("Key", "Why"), [(f"`{key}`", why) for key, why in legacy.UNNEEDED.items()])

@@ -16,15 +16,19 @@ from pydantic import PrivateAttr, ValidationError, model_validator
 from configs import checks, clip_keys, dataset_files, keys, layouts, legacy, messages, reading
 from configs.dataset import DatasetConfig, tower_vocabulary
 from configs.errors import UserError
+from configs.moe_keys import MoeSection
+from configs.moe_keys import architecture as moe_architecture
+from configs.optimizers import usual
 
 
 # pydantic lists the last base's keys first.
-class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
+class RunConfig(clip_keys.ClipSection, MoeSection, *reversed(keys.GROUPS)):
     """All keys of a run, checked against each other; immutable.
 
     Values that default to those of another key (eval_batch_size, lr_decay_end, attention_types,
-    n_vocab) are filled in. Constructing one directly takes current key names and raises pydantic's
-    ValidationError on wrong types; `load` also understands legacy keys and says things in one line.
+    n_vocab, beta1, beta2) are filled in. Constructing one directly takes current key names and
+    raises pydantic's ValidationError on wrong types; `load` also understands legacy keys and says
+    things in one line.
 
     Attributes:
         notes: lines that the user should see, such as ignored legacy keys.
@@ -36,7 +40,7 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
 
     @model_validator(mode="after")
     def _resolve_and_check(self) -> "RunConfig":
-        resolved = {}
+        resolved = usual(self)
         if self.attention_types is None:
             resolved["attention_types"] = ("global",) * self.n_layer
         if self.eval_batch_size is None:
@@ -52,9 +56,7 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
             # so that `replace` fills it in again.
             self.__dict__[key] = value
             self.__pydantic_fields_set__.discard(key)
-        checks.check(self)
-        self._notes.extend(f"mesh_shape: no layout rule uses axis {axis}, so its devices repeat "
-                           "the same work" for axis in layouts.idle_axes(self))
+        self._notes.extend(checks.check(self))
         return self
 
     def _vocabulary_of_datasets(self) -> int:
@@ -111,6 +113,12 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
     def text_only(self) -> bool:
         """Whether it is a student that learns from texts alone, with no teacher: a control."""
         return self.model == "clip_student" and self.clip.control == "text_only"
+
+    @property
+    def experts_travel(self) -> bool:
+        """Whether the layout splits batch and experts over one axis: tokens go to other devices."""
+        rules = dict(self.layout_rules)
+        return "experts" in rules and rules["experts"] == rules.get("batch")
 
     @property
     def clip_out(self) -> int:
@@ -178,6 +186,7 @@ class RunConfig(clip_keys.ClipSection, *reversed(keys.GROUPS)):
         facts["num_mem_kv"] = self.num_mem_kv
         if "local" in self.attention_types:
             facts["local_attention_radius"] = self.local_attention_radius
+        facts.update(moe_architecture(self))
         parts = {"clip": clip_keys.TOWER_KEYS, "clip_student": ["window"],
                  "gpt_c": ["mode", "layer"]}.get(self.model, [])
         facts.update({f"clip.{key}": getattr(self.clip, key) for key in parts})
@@ -311,7 +320,7 @@ def _is_text(key: str) -> bool:
 
 def _resolved_sources(config: RunConfig, values: dict) -> dict[str, str]:
     origins = {"eval_batch_size": "train_batch_size", "lr_decay_end": "train_steps",
-               "attention_types": "n_layer"}
+               "attention_types": "n_layer", "beta1": "opt_name", "beta2": "opt_name"}
     if config.mlm_training:
         origins["mlm_mask_id"] = "n_vocab"
     return {key: f"default (from {origin})" for key, origin in origins.items()

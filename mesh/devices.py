@@ -56,6 +56,22 @@ class CpuMesh(mtf.placement_mesh_impl.PlacementMeshImpl):
         """Concatenates the slices along a mesh axis."""
         return self._join(x, [mesh_axis], lambda slices: tf.concat(slices, concat_axis))
 
+    def alltoall(self, x, mesh_axis, split_axis, concat_axis):
+        """Parts of tensor axis `split_axis` for whole parts of `concat_axis`, along a mesh axis."""
+        known = {}
+
+        def exchange(slices, group):
+            same = tuple(map(id, slices))
+            if same not in known:
+                parts = [tf.split(s, len(slices), split_axis) for s in slices]
+                known[same] = []
+                for device, own in zip(group, zip(*parts, strict=True), strict=True):
+                    with tf.device(device):
+                        known[same].append(tf.concat(own, concat_axis))
+            return known[same]
+
+        return self._collective_with_groups(x, [mesh_axis], exchange)
+
     def _join(self, x, mesh_axes, fn):
         """Gives all slices that differ in `mesh_axes` alone one tensor, `fn` of their list."""
         known = {}

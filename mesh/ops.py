@@ -30,7 +30,7 @@ def gather(table, ids, dim, name="gather"):
             return found if held is None else found * _expand(tf.cast(held, t.dtype), found)
 
         start = slices.start(dim) if slices.is_split(dim) else None
-        return slices.sum(_map(slices, rows, start, table_slice, ids_slice), dim)
+        return slices.sum(map_from(slices, rows, start, table_slice, ids_slice), dim)
 
     def backward(slices, ins, outs, grads):
         def scatter(t, i, dy, start):
@@ -44,7 +44,7 @@ def gather(table, ids, dim, name="gather"):
             return tf.cast(total, dy.dtype)
 
         start = slices.start(dim) if slices.is_split(dim) else None
-        return [_map(slices, scatter, start, *ins, grads[0]), None]
+        return [map_from(slices, scatter, start, *ins, grads[0]), None]
 
     shape = ids.shape.dims + rest
     return SliceOperation(forward, backward, [table, ids], [(shape, table.dtype)], name).outputs[0]
@@ -119,42 +119,58 @@ def softmax_cross_entropy(logits, targets, dim, n_valid, name="cross_entropy"):
       the loss and the logarithm of the partition function, both float32 [...].
     """
     def masked(x, start):
-        return _without_padding(tf.cast(x, tf.float32), start, n_valid, dim)
+        return without_padding(tf.cast(x, tf.float32), start, n_valid, dim)
 
     def forward(slices, x, t):
         start = slices.start(dim) if slices.is_split(dim) else None
-        top = slices.max(_map(slices, lambda v, s: tf.reduce_max(masked(v, s), -1), start, x), dim)
-        total = slices.sum(_map(
+        top = slices.max(map_from(
+            slices, lambda v, s: tf.reduce_max(masked(v, s), -1), start, x), dim)
+        total = slices.sum(map_from(
             slices, lambda v, m, s: tf.reduce_sum(tf.exp(masked(v, s) - m[..., None]), -1), start,
             x, top), dim)
         log_z = slices.map(lambda m, z: m + tf.log(z), top, total)
-
-        def at_target(v, i, s):
-            i, held = _held(i, s, v.shape[-1])
-            found = tf.gather(tf.cast(v, tf.float32), i, batch_dims=i.shape.ndims)
-            return found if held is None else found * tf.cast(held, tf.float32)
-
-        chosen = slices.sum(_map(slices, at_target, start, x, t), dim)
+        chosen = slices.sum(map_from(slices, at_target, start, x, t), dim)
         return slices.map(lambda z, c: z - c, log_z, chosen), log_z
 
     def backward(slices, ins, outs, grads):
         start = slices.start(dim) if slices.is_split(dim) else None
 
         def one_slice(v, i, log_z, d_loss, d_log_z, s):
-            i, held = _held(i, s, v.shape[-1])
             d = tf.exp(masked(v, s) - log_z[..., None]) * (d_loss + d_log_z)[..., None]
-            hit = d_loss if held is None else d_loss * tf.cast(held, tf.float32)
-            width, rows = v.shape[-1], i.shape.num_elements()
-            where = tf.stack([tf.range(rows), tf.reshape(i, [-1])], 1)
-            d = tf.tensor_scatter_nd_sub(tf.reshape(d, [rows, width]), where,
-                                         tf.reshape(hit, [-1]))
-            return tf.cast(tf.reshape(d, v.shape), v.dtype)
+            return tf.cast(minus_at_target(d, i, d_loss, s), v.dtype)
 
-        return [_map(slices, one_slice, start, *ins, outs[1], *grads), None]
+        return [map_from(slices, one_slice, start, *ins, outs[1], *grads), None]
 
     shape = targets.shape
     return tuple(SliceOperation(forward, backward, [logits, targets],
                                 [(shape, tf.float32), (shape, tf.float32)], name).outputs)
+
+
+def at_target(x, target, start):
+    """A slice's elements at `target` along its last dimension, 0 where it does not hold that.
+
+    Args:
+      x: a tf slice [..., n].
+      target: int32 [...].
+      start: the index at which the slice begins, or None for a whole dimension.
+
+    Returns:
+      float32 [...].
+    """
+    target, held = _held(target, start, x.shape[-1])
+    found = tf.gather(tf.cast(x, tf.float32), target, batch_dims=target.shape.ndims)
+    return found if held is None else found * tf.cast(held, tf.float32)
+
+
+def minus_at_target(x, target, value, start):
+    """A slice with `value` subtracted at `target`: the arguments of `at_target`, value [...]."""
+    target, held = _held(target, start, x.shape[-1])
+    value = value if held is None else value * tf.cast(held, tf.float32)
+    rows = target.shape.num_elements()
+    where = tf.stack([tf.range(rows), tf.reshape(target, [-1])], 1)
+    flat = tf.tensor_scatter_nd_sub(tf.reshape(x, [rows, x.shape[-1]]), where,
+                                    tf.reshape(value, [-1]))
+    return tf.reshape(flat, x.shape)
 
 
 def argmax(x, dim, n_valid, name="argmax"):
@@ -170,13 +186,13 @@ def argmax(x, dim, n_valid, name="argmax"):
       int32 [...].
     """
     def of_slice(v, start):
-        v = _without_padding(v, start, n_valid, dim)
+        v = without_padding(v, start, n_valid, dim)
         index = tf.argmax(v, -1, output_type=tf.int32)
         return tf.reduce_max(v, -1), index + (0 if start is None else start)
 
     def forward(slices, x_slice):
         start = slices.start(dim) if slices.is_split(dim) else None
-        top, index = _map(slices, of_slice, start, x_slice)
+        top, index = map_from(slices, of_slice, start, x_slice)
         # The least index among slices that hold the maximum, as the largest of negative ones.
         below = slices.map(lambda t, m, i: tf.where_v2(t < m, -dim.size, -i), top,
                            slices.max(top, dim), index)
@@ -222,7 +238,7 @@ class _ToFloat32(mtf.Operation):
         lowering.set_tensor_lowering(self.outputs[0], result)
 
 
-def _without_padding(x, start, n_valid, dim):
+def without_padding(x, start, n_valid, dim):
     """A slice of `dim`, its last dimension, that begins at `start`, low at and above `n_valid`."""
     if n_valid >= dim.size:
         return x
@@ -230,7 +246,7 @@ def _without_padding(x, start, n_valid, dim):
     return tf.where_v2(column < n_valid, x, tf.constant(-1e9, x.dtype))
 
 
-def _map(slices, fn, start, *xs):
+def map_from(slices, fn, start, *xs):
     """slices.map with the slice's start, or None, as the last argument of `fn`."""
     if start is None:
         return slices.map(lambda *a: fn(*a, None), *xs)

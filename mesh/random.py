@@ -42,6 +42,29 @@ def dropout(x, rate, key, site, name="dropout"):
     return SliceOperation(keep, backward, [x, key], [(x.shape, x.dtype)], name).outputs[0]
 
 
+def uniform(shape, key, site, name="uniform"):
+    """Numbers in [0, 1), a hash of (key, site, the element's index in the whole tensor).
+
+    Args:
+      shape: the mtf shape of the result.
+      key, site, name: see `dropout`.
+
+    Returns:
+      float32.
+    """
+    def forward(slices, key_slice):
+        starts = [slices.start(d) for d in shape.dims]
+
+        def one_slice(k, *begin):
+            sizes = [d.size // slices.parts(d) for d in shape.dims]
+            bits = _bits(global_index(sizes, begin, shape.to_integer_list), mix(k, site))
+            return fraction(bits)
+
+        return slices.map(one_slice, key_slice, *starts)
+
+    return SliceOperation(forward, None, [key], [(shape, tf.float32)], name).outputs[0]
+
+
 def global_index(sizes, starts, whole):
     """Index of each element of a slice in the whole tensor, row-major, modulo 2^32.
 
@@ -70,16 +93,21 @@ def mix(key, value):
     return tf.bitcast(_hash(key ^ _hash(value + np.uint32(0x9E3779B9))), tf.int32)
 
 
-def uniform(key):
-    """Numbers from 0 on and below 1, float32, from int32 keys that `mix` made."""
-    bits = tf.bitwise.right_shift(tf.bitcast(key, tf.uint32), np.uint32(8))
-    return tf.cast(bits, tf.float32) * 2.0**-24
+def fraction(bits):
+    """Numbers in [0, 1), float32, from random bits: uint32, or int32 keys that `mix` made."""
+    # Of 32 bits float32 holds 24: more would round up to 1.
+    high = tf.bitwise.right_shift(tf.bitcast(bits, tf.uint32), np.uint32(8))
+    return tf.cast(high, tf.float32) * 2.0**-24
 
 
 def keep_mask(index, key, rate):
     """True with probability 1 − rate, by a hash of (key, index): uint32, and an int32 scalar."""
-    bits = _hash(index ^ tf.bitcast(key, tf.uint32))
-    return bits >= tf.constant(round(rate * 2**32), tf.uint32)
+    return _bits(index, key) >= tf.constant(round(rate * 2**32), tf.uint32)
+
+
+def _bits(index, key):
+    """32 random bits for each index: uint32."""
+    return _hash(index ^ tf.bitcast(key, tf.uint32))
 
 
 def _hash(x):

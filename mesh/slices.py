@@ -67,8 +67,13 @@ class Slices:
         axis = self._axis(dim)
         if axis is None:
             return self.map(lambda: tf.constant(0, tf.int32))
-        size = dim.size // self._impl.shape[axis].size
+        size = dim.size // self.parts(dim)
         return self.map(lambda coordinate: coordinate * size, self._impl.laid_out_pcoord(axis))
+
+    def parts(self, dim):
+        """How many parts of `dim` the slices hold."""
+        axis = self._axis(dim)
+        return 1 if axis is None else self._impl.shape[axis].size
 
     def axes(self, tensor):
         """The set of mesh axes over which `tensor` is split."""

@@ -44,6 +44,7 @@ class Blocks:
       dropout: rate on what is added to the residual stream.
       recompute: in training, compute a block again in the backward pass and keep only its input.
       style: a Style.
+      moe: None, or a models.moe.Experts in place of some layers' feed-forward part.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Blocks:
     dropout: float = 0.0
     recompute: bool = False
     style: Style = Style()
+    moe: object = None
 
     def __call__(self, ctx, x, layer, attend):
         """One block.
@@ -95,7 +97,7 @@ class Blocks:
 
         with tf.variable_scope("h" if self.style.share_parameters else f"h{layer}"):
             if self.recompute and ctx.train:
-                return mtf.recompute_grad(block, [x])
+                return layers.recomputed(ctx, block, x)
             return block(x)
 
     def _norm(self, ctx, x, name):
@@ -114,7 +116,8 @@ class Blocks:
 
     def _feed_forward(self, ctx, x, layer):
         """What the feed-forward part adds to the residual stream, given the norm of it."""
-        y = self._mlp(ctx, x, "mlp")
+        experts = self.moe and layer in self.moe.layers
+        y = self.moe(ctx, x, layer) if experts else self._mlp(ctx, x, "mlp")
         return self._residual(ctx, 0.5 * y if self.style.macaron else y, layer, "mlp")
 
     def _mlp(self, ctx, x, name):

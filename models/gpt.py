@@ -4,7 +4,7 @@ import dataclasses
 
 from mesh import ops
 from mesh.compat import mtf, tf
-from models import attention_types, blocks, layers, positions
+from models import attention_types, blocks, layers, moe, positions
 
 
 class GPT:
@@ -33,7 +33,8 @@ class GPT:
             self.embd, self.heads, self.features,
             mtf.Dimension("intermediate_expanded", config.intermediate),
             config.activation_function, config.layer_norm_epsilon, self._deviations(),
-            config.res_dropout, config.recompute_grad, style)
+            config.res_dropout, config.recompute_grad, style,
+            moe.of(config, self.embd))
         self.attention = attention_types.Attention(config, self.heads, self.features, causal)
 
     def hidden(self, ctx, tokens):
@@ -73,6 +74,7 @@ class GPT:
           ([batch, new_tokens, embd], the new caches).
         """
         position = index + mtf.range(ctx.mesh, tokens.shape.dims[-1], tf.int32)
+        ctx = dataclasses.replace(ctx, dropless=True)
         new = list(caches)
 
         def attend(ctx, qkv, layer):

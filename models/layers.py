@@ -9,6 +9,15 @@ from mesh.slices import local
 
 
 @dataclasses.dataclass(frozen=True)
+class Term:
+    """A loss term that a layer adds: see Context.add_term."""
+
+    total: mtf.Tensor
+    count: str
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Context:
     """What a model is built with, beside its inputs.
 
@@ -19,12 +28,31 @@ class Context:
         outside of training.
       stored: None, or a function of a variable's full name that returns its initialiser: then the
         variables are constants that come from elsewhere, neither trained nor in a checkpoint.
+      dropless: whether experts take every token, as in sampling and in scoring texts, where what
+        stands beside a token must not matter.
+      terms: the loss terms that layers have added, by name.
     """
 
     mesh: mtf.Mesh
     config: object
     dropout_key: object = None
     stored: object = None
+    dropless: bool = False
+    terms: dict = dataclasses.field(default_factory=dict, compare=False)
+
+    def add_term(self, name, total, count, weight):
+        """Adds a loss term beside the objective's own, or to one of the same name.
+
+        Args:
+          name: TensorBoard shows it as `loss/<name>`.
+          total: a float32 mtf scalar: a sum over positions.
+          count: what the sum is divided by: "tokens" for all of the batch's positions, or the
+            name of a count that the objective gives.
+          weight: a number, the term's weight in the total loss.
+        """
+        if name in self.terms:
+            total += self.terms[name].total
+        self.terms[name] = Term(total, count, weight)
 
     @property
     def train(self):
@@ -51,6 +79,26 @@ class Context:
         return mtf.get_variable(self.mesh, name, mtf.Shape(shape), dtype=dtypes,
                                 initializer=initializer(self.config.seed, full_name),
                                 trainable=trainable)
+
+
+def recomputed(ctx, fn, x):
+    """fn(x), computed again in the backward pass; loss terms that it adds to `ctx` are kept."""
+    outside = dict(ctx.terms)
+    added = {}
+
+    def with_terms(x):
+        ctx.terms.clear()
+        y = fn(x)
+        added.update(ctx.terms)
+        return (y, *(term.total for term in added.values()))
+
+    # What is computed again has to be a result, or nothing may use it outside.
+    y, *totals = mtf.recompute_grad(with_terms, [x])
+    ctx.terms.clear()
+    ctx.terms.update(outside)
+    for (name, term), total in zip(added.items(), totals, strict=True):
+        ctx.add_term(name, total, term.count, term.weight)
+    return y
 
 
 def normal(stddev):

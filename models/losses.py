@@ -4,27 +4,58 @@ Its denominator is the number of valid positions of the whole batch, which the t
 before any microbatch runs: numerators of microbatches then add up to the batch's mean.
 """
 
-from mesh import ops
+from mesh import entmax, ops
 from mesh.compat import mtf, tf
 from models import similarity
 
 
-def language_model(model, ctx, hidden, targets, mask):
-    """−Σ log p(target) of a causal language model.
+def language_model(model, ctx, hidden, targets, mask, count="lm"):
+    """−Σ log p(target) of a language model; in training, the loss that the config asks for.
+
+    That is a smoothed or an entmax loss in its place, and a z-loss beside it, which becomes a term
+    of the context. Evaluation is always the plain cross-entropy.
 
     Args:
       model: a models.gpt.GPT.
       ctx: a models.layers.Context.
       hidden: its final hidden states, [batch, sequence, embd].
-      targets: int32 [batch, sequence]: the tokens that follow.
+      targets: int32 [batch, sequence]: the tokens that are right.
       mask: float32 [batch, sequence]: 1 at positions that count, 0 elsewhere.
+      count: the name of the objective's count of them.
 
     Returns:
       a float32 scalar, in nats.
     """
-    logits = model.logits(ctx, hidden)
-    loss, _ = ops.softmax_cross_entropy(logits, targets, model.vocab, model.n_valid)
+    logits, config = model.logits(ctx, hidden), ctx.config
+    loss, log_z = ops.softmax_cross_entropy(logits, targets, model.vocab, model.n_valid)
+    if ctx.train and config.z_loss:
+        # Chowdhery et al. 2022, section 5.
+        ctx.add_term("z", mtf.reduce_sum(mtf.square(log_z) * mask), count, config.z_loss)
+    if ctx.train and config.entmax_alpha > 1:
+        loss = entmax.entmax_loss(logits, targets, model.vocab, model.n_valid, config.entmax_alpha)
+    elif ctx.train and config.label_smoothing:
+        loss = smoothed(loss, log_z, logits, model, config.label_smoothing)
     return mtf.reduce_sum(loss * mask)
+
+
+def smoothed(loss, log_z, logits, model, share):
+    """The cross-entropy with targets of which all ids have a `share` in equal parts.
+
+    Szegedy et al. 2016, section 7, with `share` spread over the target too, as torch does.
+
+    Args:
+      loss, log_z: of the plain targets, float32 [batch, sequence]: see ops.softmax_cross_entropy.
+      logits: [batch, sequence, vocab].
+      model: the models.gpt.GPT of the logits.
+      share: a number between 0 and 1.
+
+    Returns:
+      float32 [batch, sequence].
+    """
+    valid = mtf.less(mtf.range(loss.mesh, model.vocab, tf.int32), model.n_valid)
+    weights = mtf.cast(valid, tf.float32) / model.n_valid
+    mean = mtf.einsum([mtf.cast(logits, tf.float32), weights], output_shape=loss.shape)
+    return loss * (1.0 - share) + (log_z - mean) * share
 
 
 def squared_error(predicted, target, dim):

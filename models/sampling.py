@@ -9,7 +9,7 @@ import dataclasses
 
 import tensorflow.compat.v1 as tf
 
-from mesh import random
+from mesh import entmax, random
 from mesh.compat import mtf
 from mesh.slices import local
 
@@ -72,6 +72,16 @@ def sample_token(logits, n_valid, settings, number, count):
     inputs = [whole, settings.temperature, settings.top_k, settings.top_p, settings.seed, number,
               count]
     return local(choose, inputs, ([batch], tf.int32), name="sample_token")
+
+
+def entmax_logits(logits, n_valid, alpha):
+    """Logits [batch, vocab] whose softmax is the α-entmax of the given ones, float32.
+
+    `alpha` of 1, whose entmax is the softmax itself, stands for 1.3, which is GPT-Neo's.
+    """
+    p = entmax.probabilities(logits, logits.shape.dims[-1], n_valid, alpha if alpha > 1 else 1.3)
+    return local(lambda p: tf.where_v2(p > 0.0, tf.log(p), -1e9), [p], (p.shape, p.dtype),
+                 name="log")
 
 
 def _truncated(x, top_k, top_p):
@@ -166,6 +176,8 @@ def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_val
         hidden, new = model.hidden_incremental(
             ctx, mtf.reshape(token, [batch, one]), position, _like(caches, flat))
         logits = mtf.reshape(model.logits(ctx, hidden), [batch, model.vocab])
+        if ctx.config.entmax_sampling:
+            logits = entmax_logits(logits, n_valid, ctx.config.entmax_alpha)
         chosen = sample_token(logits, n_valid, settings, number, count + step)
 
         def advance(step, chosen, token, position, done, out):

@@ -66,21 +66,20 @@ def test_gpt_j(run):
 
 def test_every_key_is_accounted_for():
     for old in (GPT_J, STUDENT):
-        found = legacy_jax.convert(old, set(schema.RunConfig.model_fields))
+        found = legacy_jax.convert(old)
         for key in old:
             text = "\n".join([*found.changed, *found.lost])
             assert key in text or key in found.values, key
 
 
-def test_keys_that_other_releases_have():
-    known = {*schema.RunConfig.model_fields, "norm", "parallel_residual", "rotary_style"}
-    found = legacy_jax.convert({**GPT_J, "norm": "rmsnorm-bias"}, known)
-    assert (found.values["norm"], found.values["parallel_residual"]) == ("rms", True)
+def test_norms_and_blocks():
+    found = legacy_jax.convert({**GPT_J, "norm": "rmsnorm-bias"})
+    assert (found.values["norm"], found.values["parallel_residual"],
+            found.values["rotary_style"]) == ("rms", True, "interleaved")
     assert any("bias" in line for line in found.lost if line.startswith("norm"))
-    assert not any("side by side" in line for line in found.lost)
-    found = legacy_jax.convert({**GPT_J, "norm": "scalenorm"}, set())
-    assert "norm" not in found.values
-    assert any(line.startswith('norm "scalenorm"') for line in found.lost)
+    found = legacy_jax.convert({**GPT_J, "norm": "scalenorm"})
+    assert found.values["norm"] == "scale"
+    assert not any(line.startswith("norm") for line in found.lost)
 
 
 def test_the_student_and_gpt_c(run):
@@ -151,4 +150,4 @@ def test_gpt_neo_and_connorjl(run, monkeypatch):
 
 def test_a_config_that_cannot_be_read():
     with pytest.raises(UserError, match="no key of"):
-        legacy_jax.convert({"d_model": 3, "x": 1}, set())
+        legacy_jax.convert({"d_model": 3, "x": 1})

@@ -52,7 +52,7 @@ def test_misspelt_key_names_the_nearest(write, key, misspell):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_wrong_type_names_file_key_and_what_is_allowed(write, key):
-    message = refused(write(**{key: {"a": 1} if key != "clip" else 1}))
+    message = refused(write(**{key: {"a": 1} if key not in ("clip", "moe_params") else 1}))
     assert re.search(rf"run\.json: {key}: must be .*not [{{1]", message), message
 
 
@@ -185,7 +185,8 @@ def test_description_shows_each_key_value_and_source(write):
     assert set(KEYS) - {"about", "clip"} <= set(rows)
     assert rows["keep"] == ["3", "--set"]
     assert rows["n_layer"] == ["2", "file"]
-    assert rows["beta1"] == ["0.9", "default"]
+    assert rows["epsilon"] == ["1e-08", "default"]
+    assert rows["beta1"] == ["0.9", "default (from opt_name)"]
     assert rows["head_size"][0] == "8"
 
 
@@ -211,7 +212,7 @@ def test_overrides_reach_into_sections_that_are_absent():
     ("n_heads=3", "--set (as n_heads): n_head: 3 does not divide n_embd = 32"),
     ("max_steps=3", "--set: max_steps: unknown key (did you mean train_steps?)"),
     ("clipp.weight=.1", "clipp: unknown key"),
-    ("moe_layers=[1]", "--set: moe_layers: not supported"),
+    ("auto_layout=true", "--set: auto_layout: not supported"),
     ("attention_types.9=global", "attention_types is a list of 1")])
 def test_mistakes_in_overrides_name_the_override(write, override, wanted):
     assert wanted in refused(write(attention_types=[[["global"], 2]]), [override])
@@ -340,13 +341,15 @@ def test_two_dimensions_of_one_tensor_cannot_share_an_axis(write):
                 ("sequence", "memory_length"), ("sequence", "embd"), ("sequence", "vocab"),
                 ("sequence", "heads"), ("sequence", "features_per_head"),
                 ("sequence", "intermediate_expanded"), ("memory_length", "heads"),
-                ("memory_length", "features_per_head"), ("heads", "features_per_head")}
+                ("memory_length", "features_per_head"), ("heads", "features_per_head"),
+                ("embd", "experts"), ("embd", "expert_hidden"), ("batch", "expert_hidden"),
+                ("experts", "expert_hidden")}
     able = [name for name, dim in layouts.DIMENSIONS.items()
             if dim.splittable and "GPT" in dim.models]
     found = set()
     for number, first in enumerate(able):
         for second in able[number + 1:]:
-            path = write(mesh_shape="x:2", layout=f"{first}:x,{second}:x")
+            path = write(mesh_shape="x:2", layout=f"{first}:x,{second}:x", moe_layers=[1])
             try:
                 assert dict(schema.load(path).layout_rules) == {first: "x", second: "x"}
             except UserError as error:
@@ -365,7 +368,8 @@ def test_the_models_own_tensors_are_those_of_the_table(write, position, untied, 
     compat = pytest.importorskip("mesh.compat")
     gpt, layers = pytest.importorskip("models.gpt"), pytest.importorskip("models.layers")
     mtf, tf = compat.mtf, compat.tf
-    config = schema.load(write(position=position, no_weight_tie=untied, num_mem_kv=3, **blocks))
+    config = schema.load(write(position=position, no_weight_tie=untied, num_mem_kv=3,
+                               moe_layers=[1], **blocks))
     with tf.Graph().as_default():
         graph = mtf.Graph()
         mesh = mtf.Mesh(graph, "mesh")
@@ -374,8 +378,9 @@ def test_the_models_own_tensors_are_those_of_the_table(write, position, untied, 
         model = gpt.GPT(config, config.n_vocab)
         model.logits(ctx, model.hidden(ctx, mtf.zeros(mesh, shape, tf.int32)))
         tensors = [set(dims) for dims in layouts.TENSORS.values()]
+        tensors.append({"embd", "all_experts"})
         sizes = {"features_per_head": config.head_size, "qkv": 3, "mem_kv": 3, "glu": 2,
-                 "axial_dim_0": 4, "axial_dim_1": 4}
+                 "axial_dim_0": 4, "axial_dim_1": 4, "all_experts": 16}
         for name, dim in layouts.DIMENSIONS.items():
             if dim.splittable and "GPT" in dim.models:
                 [(_, sizes[name]), *_] = layouts._sizes(config, name)

@@ -20,7 +20,7 @@ FLAGS = {
     "--check_dataset", "--print_config", "--import_from", "--steps_per_checkpoint", "--new",
     "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
-    "--interactive", "--quiet", "--verbose", "--debug",
+    "--entmax_sampling", "--interactive", "--quiet", "--verbose", "--debug",
 }
 
 
@@ -161,7 +161,7 @@ def test_sampling_flags_out_of_range_are_refused_by_name(capsys, calls, flag, wr
 
 @pytest.mark.parametrize("flag", ["--prompt=a", "--num_samples=1", "--max_new_tokens=1",
                                   "--temperature=1", "--top_k=0", "--top_p=1", "--stop=a",
-                                  "--seed=1", "--interactive"])
+                                  "--seed=1", "--interactive", "--entmax_sampling"])
 def test_flags_of_prediction_belong_to_it(capsys, calls, flag):
     name = flag.split("=")[0]
     assert f"argument {name}: belongs to --predict" in refused(capsys, "--model", "demo", flag)
@@ -252,8 +252,9 @@ def test_predict_with_all_flags(calls, tmp_path, monkeypatch):
     assert main.main(["--model", "demo", "--predict", "--prompt", "a text", "--prompt", str(file),
                       "--prompt", "-", "--num_samples", "3", "--max_new_tokens", "4",
                       "--temperature", "0", "--top_k", "5", "--top_p", "0.9", "--stop", "x",
-                      "--stop", "\n", "--seed", "0"]) == 0
-    [(_, _, kwargs)] = calls
+                      "--stop", "\n", "--seed", "0", "--entmax_sampling"]) == 0
+    [(_, (config,), kwargs)] = calls
+    assert config.entmax_sampling
     assert kwargs == {"prompts": ["a text", "from a file\n", "from standard input"],
                       "num_samples": 3, "max_new_tokens": 4, "temperature": 0.0, "top_k": 5,
                       "top_p": 0.9, "stop": ["x", "\n"], "seed": 0, "interactive": False}

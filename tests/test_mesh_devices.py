@@ -131,3 +131,16 @@ def test_collectives_join_slices():
     np.testing.assert_array_equal(least, [[1, 4], [5, 2], [1, 4], [5, 2]])
     np.testing.assert_array_equal(total, [[16, 20]] * 4)
     np.testing.assert_array_equal(joined, [[1, 8, 3, 4], [5, 2, 7, 6]] * 2)
+
+
+def test_alltoall_exchanges_parts_once():
+    with tf.Graph().as_default():
+        impl = devices.CpuMesh(mtf.convert_to_shape("x:2,y:2"), mtf.convert_to_layout_rules(""))
+        first, second = (tf.constant(np.float32(v)) for v in ([[1, 2], [3, 4]], [[5, 6], [7, 8]]))
+        x = impl.LaidOutTensor([first, first, second, second])
+        parts = impl.alltoall(x, 0, 1, 0).all_slices
+        assert parts[0] is parts[1] and parts[2] is parts[3]
+        assert [tf.DeviceSpec.from_string(p.device).device_index for p in parts] == [0, 0, 2, 2]
+        with tf.Session(config=tf.ConfigProto(device_count={"CPU": 4})) as session:
+            values = session.run([parts[0], parts[2]])
+    np.testing.assert_array_equal(values, [[[1], [3], [5], [7]], [[2], [4], [6], [8]]])

@@ -10,7 +10,7 @@ import pytest
 import tensorflow
 
 from mesh import random
-from mesh.compat import tf
+from mesh.compat import mtf, tf
 
 BATCH, SEQUENCE, EMBD = (graphs.dim(*d) for d in [("batch", 8), ("sequence", 6), ("embd", 16)])
 DIMS = [BATCH, SEQUENCE, EMBD]
@@ -178,3 +178,21 @@ def test_global_index_is_the_place_in_the_whole_tensor():
 def test_global_index_wraps_at_32_bits():
     index = random.global_index([1, 2], [70000, 5], [2**17, 2**16])
     np.testing.assert_array_equal(index, [[(70000 * 2**16 + i) % 2**32 for i in (5, 6)]])
+
+
+def test_uniform_numbers_are_uniform_and_the_same_on_every_mesh():
+    dims = [graphs.dim("batch", 4), graphs.dim("embd", 4096)]
+
+    def numbers(mesh_shape, layout, key=5, site=9):
+        return graphs.run(lambda mesh: {"y": random.uniform(
+            mtf.Shape(dims), graphs.give(mesh, np.int32(key)), site)}, mesh_shape, layout)["y"]
+
+    y = numbers("", "")
+    assert y.dtype == np.float32 and 0 <= y.min() and y.max() < 1
+    # The largest deviation of 16,384 draws' distribution exceeds this once in 10,000 times.
+    ranks = (np.arange(y.size) + 0.5) / y.size
+    assert abs(np.sort(y.ravel()) - ranks).max() < 2.2 / np.sqrt(y.size)
+    assert abs(np.corrcoef(y)[~np.eye(4, dtype=bool)]).max() < 4 / np.sqrt(4096)
+    np.testing.assert_array_equal(numbers("x:2,y:2", "batch:x,embd:y"), y)
+    for other in (numbers("", "", key=6), numbers("", "", site=8)):
+        assert (other == y).mean() < 1e-3

@@ -14,8 +14,11 @@ LOGITS = np.array([1.0, 3.0, 2.0, 3.0, -1.0, 0.5, 2.5, -4.0, 0.0, 1.5, 2.0, 90.0
 DRAWS = 20000
 
 
-def sampler(rows, vocab=12, n_valid=N_VALID, mesh_shape=(), layout=()):
-    """A function (logits [rows, vocab], numbers [rows], settings…) → token ids [rows]."""
+def sampler(rows, vocab=12, n_valid=N_VALID, mesh_shape=(), layout=(), alpha=None):
+    """A function (logits [rows, vocab], numbers [rows], settings…) → token ids [rows].
+
+    With `alpha` it draws from the entmax of the logits.
+    """
     size = int(np.prod([n for _, n in mesh_shape]))
     config = types.SimpleNamespace(mesh=list(mesh_shape), layout_rules=list(layout), gpu_ids=[],
                                    mesh_size=size)
@@ -33,7 +36,10 @@ def sampler(rows, vocab=12, n_valid=N_VALID, mesh_shape=(), layout=()):
                    for name, feed in feeds.items()}
         settings = sampling.Settings(*(on_mesh[name] for name in
                                        ("temperature", "top_k", "top_p", "seed")))
-        chosen = sampling.sample_token(on_mesh["logits"], n_valid, settings, on_mesh["number"],
+        logits = on_mesh["logits"]
+        if alpha:
+            logits = sampling.entmax_logits(logits, n_valid, alpha)
+        chosen = sampling.sample_token(logits, n_valid, settings, on_mesh["number"],
                                        on_mesh["count"])
         out = mtf.Lowering(mesh.graph, {mesh: devices.mesh_impl(config)},
                            autostack=False).export_to_tf_tensor(chosen)
@@ -144,3 +150,19 @@ def test_mesh_samples_the_same(settings):
     one = sampler(rows)(logits, np.arange(rows), **settings)
     many = sampler(rows, mesh_shape=[("x", 2), ("y", 2)], layout=[("batch", "x"), ("vocab", "y")])
     assert np.array_equal(many(logits, np.arange(rows), **settings), one)
+
+
+@pytest.mark.parametrize(("alpha", "power"), [(1.5, 2.0), (1.0, 1 / 0.3)])
+def test_entmax_draws_from_its_few_tokens(alpha, power):
+    """The probabilities are max(x - τ, 0)^power, x being the logits over the power."""
+    x = LOGITS[:N_VALID].astype(np.float64) / power
+    taus = np.linspace(x.max() - 1, x.max(), 200_001)
+    sums = sum(np.maximum(v - taus, 0) ** power for v in x)
+    p = np.maximum(x - taus[np.argmin(abs(sums - 1))], 0) ** power
+    run = sampler(DRAWS, alpha=alpha, mesh_shape=[("x", 2)], layout=[("vocab", "x")])
+    drawn = run(np.tile(LOGITS, (DRAWS, 1)), np.arange(DRAWS))
+    frequencies = np.bincount(drawn, minlength=N_VALID) / DRAWS
+    assert (p == 0).sum() >= 3 and frequencies[p == 0].sum() == 0
+    np.testing.assert_allclose(frequencies, p, atol=4 * np.sqrt(0.25 / DRAWS))
+    greedy = run(np.tile(LOGITS, (DRAWS, 1)), np.arange(DRAWS), temperature=0.0)
+    assert set(greedy) == {1}

@@ -94,6 +94,20 @@ def adafactor(**settings):
     return build
 
 
+def sgd(**settings):
+    """A build function for Run."""
+    def build(grads, variables, rate, step):
+        return optimizers.Sgd(rate, **settings).apply_grads(grads, variables), {}
+    return build
+
+
+def lion(**settings):
+    """A build function for Run."""
+    def build(grads, variables, rate, step):
+        return optimizers.Lion(rate, **settings).apply_grads(grads, variables), {}
+    return build
+
+
 def reference(make, weight_decay, grads=GRADS, rates=RATES):
     """The weights after torch's steps; decay for rank ≥ 2 only.
 
@@ -149,7 +163,8 @@ def test_adams_first_step_is_the_rate():
 
 
 def test_slots_are_float32_and_split_as_their_variables():
-    for build, slots in ((adamw(), ["adam_m", "adam_v"]), (adafactor(beta1=0.9), ["ada_m"])):
+    for build, slots in ((sgd(), ["sgd_m"]), (lion(), ["lion_m"]), (adamw(), ["adam_m", "adam_v"]),
+                         (adafactor(factored=False), ["ada_v"]), (adafactor(beta1=0.9), ["ada_m"])):
         run = Run("x:2,y:2", "rows:x;columns:y", build, tf.bfloat16)
         assert run.slice_shapes["heads"] == [2, 3, 5]
         for slot in slots:
@@ -160,7 +175,7 @@ def test_slots_are_float32_and_split_as_their_variables():
     assert run.slice_shapes["heads/ada_col"] == [2, 5]
 
 
-@pytest.mark.parametrize("build", [adamw(), adafactor()])
+@pytest.mark.parametrize("build", [adamw(), adafactor(), sgd(momentum=0.0), lion()])
 def test_bfloat16_activations_leave_master_weights_unrounded(build):
     # Steps of 1e-4 on weights near 1 vanish where w is read as bfloat16 (spacing 2^-8). Ten float32
     # roundings of weights under 4 add up to 2.4e-6 at most.
@@ -170,7 +185,8 @@ def test_bfloat16_activations_leave_master_weights_unrounded(build):
     np.testing.assert_allclose(after["kernel"] - values(1)["kernel"], -1e-3, atol=2.4e-6)
 
 
-@pytest.mark.parametrize("build", [adamw(weight_decay=0.5), adafactor(weight_decay=0.5)])
+@pytest.mark.parametrize("build", [
+    make(weight_decay=0.5) for make in (adamw, adafactor, sgd, lion)])
 def test_decay_is_for_rank_two_and_more(build):
     zeros = {n: np.zeros_like(v) for n, v in values(1).items()}
     after = Run(*MESHES[1], build).train([zeros], [0.1])
@@ -192,6 +208,69 @@ def test_adafactor_is_transformers(mesh_shape, layout, beta1, weight_decay, scal
         weight_decay)
     assert_close(ours, theirs, 1e-5)
     assert np.abs(theirs["heads"] - values(1)["heads"]).max() > 0.01
+
+
+def adafactors_moments(decay, factored):
+    """Adafactor without clipping as in the paper's algorithms, by numpy in float64.
+
+    Args:
+      decay: from the step, 1 at first, to the share of the old moment.
+      factored: whether matrices are.
+    """
+    weights, moments = {n: v.astype(np.float64) for n, v in values(1).items()}, {}
+    for t, (grad, rate) in enumerate(zip(GRADS, RATES, strict=True)):
+        for name, weight in weights.items():
+            square = grad[name].astype(np.float64) ** 2 + 1e-30
+            axes = (-1, -2) if factored and weight.ndim >= 2 else ()
+            new = [square.mean(axis, keepdims=True) for axis in axes] or [square]
+            old = moments.get(name, [0.0] * len(new))
+            share = decay(t + 1)
+            kept = moments[name] = [share * o + (1 - share) * n
+                                    for o, n in zip(old, new, strict=True)]
+            v = kept[0] * kept[1] / kept[0].mean(-2, keepdims=True) if axes else kept[0]
+            change = grad[name] / np.sqrt(v)
+            weight -= rate * change / max(1.0, np.sqrt(np.mean(change ** 2)))
+    return weights
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES[::2])
+@pytest.mark.parametrize(("settings", "decay"), [
+    # T5's and ConnorJL's formula for "adam": β(1 - β^(t-1)) / (1 - β^t).
+    ({"decay_type": "adam", "beta2": 0.9}, lambda t: 0.9 * (1 - 0.9 ** (t - 1)) / (1 - 0.9 ** t)),
+    ({"decay_exponent": 0.5}, lambda t: 1 - t ** -0.5),
+    ({"factored": False}, lambda t: 1 - t ** -0.8)])
+def test_adafactors_decays(mesh_shape, layout, settings, decay):
+    ours = Run(mesh_shape, layout, adafactor(**settings)).train()
+    theirs = adafactors_moments(decay, settings.get("factored", True))
+    assert_close(ours, theirs, 1e-5)
+    assert ("kernel/ada_row" in ours) == settings.get("factored", True)
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES)
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd_is_torchs(mesh_shape, layout, momentum, nesterov):
+    torch = pytest.importorskip("torch", reason="the reference is torch.optim.SGD")
+    ours = Run(mesh_shape, layout, sgd(momentum=momentum, nesterov=nesterov)).train()
+    theirs = reference(lambda groups: torch.optim.SGD(
+        groups, lr=1.0, momentum=momentum, nesterov=nesterov), 0.0)
+    assert_close(ours, theirs, 1e-5)
+    assert ("bias/sgd_m" in ours) == bool(momentum)
+    assert np.abs(theirs["bias"] - values(1)["bias"]).max() > 0.01
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES[::2])
+def test_lion_is_the_papers(mesh_shape, layout):
+    ours = Run(mesh_shape, layout, lion(beta1=0.9, beta2=0.98, weight_decay=0.1)).train()
+    theirs = {n: v.astype(np.float64) for n, v in values(1).items()}
+    means = dict.fromkeys(theirs, 0.0)
+    for grad, rate in zip(GRADS, RATES, strict=True):
+        for name, weight in theirs.items():
+            update = np.sign(0.9 * means[name] + 0.1 * grad[name])
+            if weight.ndim >= 2:
+                update = update + 0.1 * weight
+            weight -= rate * update
+            means[name] = 0.98 * means[name] + 0.02 * grad[name]
+    assert_close(ours, theirs, 1e-5)
 
 
 def test_adafactor_obeys_the_schedule():
@@ -240,7 +319,8 @@ def config(**settings):
     """Optimizer settings as a run config has them."""
     return types.SimpleNamespace(**{
         "opt_name": "adamw", "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1,
-        "ada_epsilon1": 1e-30, "ada_epsilon2": 0.0, **settings})
+        "ada_epsilon1": 1e-30, "ada_epsilon2": 0.0, "decay_type": "pow", "decay_exponent": 0.8,
+        "factored": True, "momentum": 0.9, "nesterov": False, **settings})
 
 
 def configured(**settings):
@@ -251,12 +331,17 @@ def configured(**settings):
     return build
 
 
-@pytest.mark.parametrize(("name", "direct"), [
-    ("adamw", adamw(beta2=0.95, weight_decay=0.1)),
-    ("adam", adamw(beta2=0.95, weight_decay=0.1)),
-    ("adafactor", adafactor(beta1=0.9, weight_decay=0.1))])
-def test_a_run_config_sets_the_optimizer(name, direct):
-    ours = Run(*MESHES[0], configured(opt_name=name)).train()
+@pytest.mark.parametrize(("settings", "direct"), [
+    ({"opt_name": "adamw"}, adamw(beta2=0.95, weight_decay=0.1)),
+    ({"opt_name": "adam"}, adamw(beta2=0.95, weight_decay=0.1)),
+    ({"opt_name": "adafactor"}, adafactor(beta1=0.9, weight_decay=0.1)),
+    ({"opt_name": "adafactor", "decay_type": "adam", "factored": False},
+     adafactor(beta1=0.9, beta2=0.95, weight_decay=0.1, decay_type="adam", factored=False)),
+    ({"opt_name": "sgd", "momentum": 0.5, "nesterov": True},
+     sgd(momentum=0.5, nesterov=True, weight_decay=0.1)),
+    ({"opt_name": "lion"}, lion(beta2=0.95, weight_decay=0.1))])
+def test_a_run_config_sets_the_optimizer(settings, direct):
+    ours = Run(*MESHES[0], configured(**settings)).train()
     expected = Run(*MESHES[0], direct).train()
     assert set(ours) == set(expected)
     assert_close(ours, expected, 0.0)

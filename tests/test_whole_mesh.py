@@ -30,9 +30,13 @@ MESHES = {
     "microbatches, recomputed": ("x:2,y:2", "batch:x,vocab:y,heads:y",
                                  dict(tokens_per_mb_per_replica=32, recompute_grad=True),
                                  "two microbatches"),
+    "experts that share the data's axis": ("x:2", "batch:x,experts:x", {}, "experts"),
+    "experts and their parts": ("x:2,y:2", "batch:x,experts:y,heads:y", dict(recompute_grad=True),
+                                "experts"),
 }
 REFERENCES = {"plain": {}, "rotary": dict(position="rotary"),
-              "two microbatches": dict(tokens_per_mb_per_replica=64)}
+              "two microbatches": dict(tokens_per_mb_per_replica=64),
+              "experts": dict(moe_layers=[1], moe_params={"num_experts": 4, "hidden_size": 32})}
 
 # The first slice of some weights, written down by hand.
 SLICES = {
@@ -47,6 +51,7 @@ SLICES = {
     "positions": {"gpt/wpe": [8, 32], "gpt/h0/attn/qkv/kernel": [32, 3, 4, 8]},
     "data and keys": {"gpt/wte": [264, 16], "gpt/h0/attn/qkv/kernel": [16, 3, 4, 8],
                       "gpt/h1/attn/out/kernel": [4, 8, 16]},
+    "experts and their parts": {"gpt/h1/moe/in/kernel": [2, 32, 32]},
     "parts of heads": {"gpt/wte": [132, 32], "gpt/h0/attn/qkv/kernel": [32, 3, 4, 4],
                        "gpt/h0/attn/qkv/bias": [3, 4, 4], "gpt/h1/attn/out/kernel": [4, 4, 32]},
 }
@@ -90,6 +95,8 @@ def runner(tmp_path_factory):
 def test_loss_curve_equals_one_devices(runner, name):
     mesh_shape, layout, keys, reference = MESHES[name]
     wanted = runner.losses(reference, **REFERENCES[reference])
+    if reference == "experts":
+        keys = {**REFERENCES[reference], **keys}
     found = runner.losses(name, mesh_shape=mesh_shape, layout=layout, **keys)
     assert len(found) == 50 and found[-5:].mean() < found[0] - 2, "nothing was learnt"
     np.testing.assert_allclose(found, wanted, atol=1e-4)

@@ -122,7 +122,7 @@ class Filler:
         config = self.config
         with self._graph.as_default(), tf.variable_scope("", reuse=tf.AUTO_REUSE):
             mesh = mtf.Mesh(mtf.Graph(), "mesh")
-            ctx = layers.Context(mesh, config)
+            ctx = layers.Context(mesh, config, dropless=True)
             model = language_models.build(config, self.encoder.n_vocab)
             batch = mtf.Dimension("batch", self._rows)
             feeds, on_mesh = {}, {}

@@ -45,7 +45,7 @@ class Masked(Objective):
         """{"mlm": the negative log-likelihood of the tokens to predict, in nats}."""
         hidden = self.model.hidden(ctx, inputs["tokens"])
         return {"mlm": losses.language_model(self.model, ctx, hidden, inputs["targets"],
-                                             inputs["mask"])}
+                                             inputs["mask"], count="mlm")}
 
     def scores(self, ctx, inputs):
         """The same, and how many of these tokens are the likeliest."""
@@ -101,7 +101,7 @@ def mask(config, n_vocab, tokens, keys):
 
     def draw(what):
         by_row = random.mix(keys, layers.site_number(f"mlm/{what}"))
-        return random.uniform(random.mix(by_row[:, None], tf.range(tokens.shape[1])[None]))
+        return random.fraction(random.mix(by_row[:, None], tf.range(tokens.shape[1])[None]))
 
     chosen = draw("chosen") < config.mlm_mask_prob
     for number in specials:

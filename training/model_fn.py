@@ -38,6 +38,7 @@ def _train_spec(config, objective, mesh, features, meter):
     # Known before any microbatch runs, so that microbatches of unequal size weigh what they hold.
     # A term without a valid position is 0, not 0 / 0.
     counts = {name: _scalar(mesh, tf.maximum(count, 1.0)) for name, count in counts.items()}
+    counts["tokens"] = _scalar(mesh, config.train_batch_size * config.n_ctx)
     weights = {name: _scalar(mesh, w) for name, w in objective.weights(now).items()}
     key = mtf.import_tf_tensor(mesh, random.mix(tf.constant(config.seed, tf.int32), now),
                                mtf.Shape([]))
@@ -48,6 +49,9 @@ def _train_spec(config, objective, mesh, features, meter):
         means = {name: total / counts[name] for name, total in terms.items()}
         weighted = [mean * weights[name] if name in weights else mean
                     for name, mean in means.items()]
+        for name, term in ctx.terms.items():
+            means[name] = term.total / counts[term.count]
+            weighted.append(means[name] * term.weight)
         return {"loss": functools.reduce(operator.add, weighted),
                 **{f"loss/{name}": mean for name, mean in means.items()}}
 

@@ -64,7 +64,8 @@ class Scorer:
     def _build(self, n_valid):
         config = self._config
         mesh, impl = mtf.Mesh(mtf.Graph(), "mesh"), devices.mesh_impl(config)
-        ctx, model = layers.Context(mesh, config), language_models.build(config, n_valid)
+        ctx = layers.Context(mesh, config, dropless=True)
+        model = language_models.build(config, n_valid)
         names = ("batch", "sequence")
         shape = mtf.Shape([mtf.Dimension(*d) for d in zip(names, self._shape, strict=True)])
         self._feeds = [tf.placeholder(kind, self._shape) for kind in

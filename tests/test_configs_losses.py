@@ -1,0 +1,28 @@
+"""Keys of the loss: what is refused, and GPT-Neo's names."""
+
+import graphs
+import pytest
+
+from configs import legacy
+from configs.errors import UserError
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"entmax_alpha": 1.3, "label_smoothing": 0.1}, "label_smoothing: the loss of entmax_alpha"),
+    ({"entmax_alpha": 1.001}, "entmax_alpha: 1.001 is too near to the softmax"),
+    ({"model": "clip", "z_loss": 1e-4}, "z_loss: model clip is no language model")])
+def test_contradictions(changes, message):
+    with pytest.raises(UserError, match=message):
+        graphs.config(**changes)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ({"entmax_loss": True}, {"entmax_alpha": 1.3}), ({"entmax_loss": False}, {}),
+    ({"entmax_loss": None, "z_loss": None}, {"z_loss": 0.0}), ({"z_loss": 1e-4}, {"z_loss": 1e-4})])
+def test_older_names(old, new):
+    assert legacy.translate(old)[0] == new
+
+
+def test_an_older_value_that_is_neither_true_nor_false():
+    with pytest.raises(UserError, match="entmax_loss: must be true or false, not 1.5"):
+        legacy.translate({"entmax_loss": 1.5})

@@ -1,0 +1,72 @@
+"""What optimizers are made of: a base class, slots beside variables, bias correction.
+
+Slots are float32 variables `<variable>/<slot>` with the variable's own dimensions, so a layout
+splits them as it splits the variable. Updates read and write the float32 slices themselves, never
+the tensors the model computes with, which are bfloat16 where `precision` says so.
+"""
+
+import math
+
+import numpy as np
+
+from mesh.compat import mtf, tf
+
+
+class Optimizer:
+    """What all optimizers share: one update for each variable, and which of them decay.
+
+    Args:
+      learning_rate: float32 tf tensor [].
+      weight_decay: float, taken times the learning rate (decoupled,
+        https://arxiv.org/abs/1711.05101) from variables of rank ≥ 2; biases and layer-norm gains
+        keep their size.
+    """
+
+    def __init__(self, learning_rate, weight_decay):
+        self._lr = learning_rate
+        self._weight_decay = weight_decay
+
+    def apply_grads(self, grads, variables):
+        """The operations that make one step.
+
+        Args:
+          grads: list of mtf.Tensor, shaped as the variables, any float dtype.
+          variables: list of mtf.Variable.
+
+        Returns:
+          list of mtf.Operation, each for `lowering.lowered_operation`.
+
+        Raises:
+          ValueError: a gradient is None or has other dimensions than its variable.
+        """
+        operations = []
+        for grad, variable in zip(grads, variables, strict=True):
+            if grad is None:
+                raise ValueError(f"{variable.name}: the loss does not depend on it")
+            if grad.shape != variable.shape:
+                raise ValueError(f"{variable.name}: gradient {grad.shape} for {variable.shape}")
+            operations += self.apply_grad(grad, variable)
+        return operations
+
+    def apply_grad(self, grad, variable):
+        """The operations that update one variable."""
+        raise NotImplementedError
+
+    def decay_factor(self, variable):
+        """What the update leaves of the variable: a float32 tf tensor [], or None for all of it."""
+        if len(variable.shape) < 2 or not self._weight_decay:
+            return None
+        return 1.0 - self._lr * self._weight_decay
+
+
+def slot(variable, name, shape=None):
+    """A float32 variable of zeros beside `variable`, with its dimensions unless told otherwise."""
+    shape = variable.shape if shape is None else shape
+    return mtf.get_variable(variable.mesh, f"{variable.name}/{name}", shape, dtype=tf.float32,
+                            initializer=tf.zeros_initializer(), trainable=False).operation
+
+
+def bias_correction(beta, step):
+    """1 - βᵗ without cancellation, for β as float32 holds it, as the moments decay by that one."""
+    log_beta = math.log(np.float32(beta)) if beta else -math.inf
+    return -tf.math.expm1(tf.cast(step, tf.float32) * log_beta)
