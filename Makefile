@@ -14,6 +14,8 @@ RUN_PYTHON = $(or $(INSTALLED),$(VENV)/bin/python)
 # and unchanged ones never.
 checksum = $(firstword $(shell cat $(1) | cksum))
 READY = $(if $(INSTALLED),,$(VENV)/.program-$(call checksum,requirements.txt))
+PREFLIGHT_READY = $(if $(INSTALLED),,$(VENV)/.preflight-$(call checksum,requirements.txt \
+	requirements-preflight.txt))
 DEV_READY = $(if $(INSTALLED),,$(VENV)/.dev-$(call checksum,requirements.txt requirements-dev.txt))
 
 # The first interpreter of the right version that can make an environment; empty if there is none.
@@ -33,7 +35,7 @@ FULL_FLAGS = --seeds 5 --teachers 3 --sizes 2x64 4x128 --texts 600 2000 --steps 
 	--rows gpt gptc gptc_random gptc_shuffled gptc_text gptc_input gptc_input_random
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint venv clean clean-venv
+.PHONY: help demo test lint venv preflight-env clean clean-venv
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile | expand -t 18
@@ -48,6 +50,8 @@ lint: $(DEV_READY)  ## check the style with ruff
 	$(RUN_PYTHON) -m ruff check .
 
 venv: $(DEV_READY)  ## make the environment and do no more
+
+preflight-env: $(PREFLIGHT_READY)  ## add the TPU compiler, for main.py --preflight
 
 clean:  ## delete what the demo made
 	rm -rf $(foreach name,demo demo_quick demo_full,data/$(name) runs/$(name))
@@ -65,4 +69,9 @@ $(VENV)/.program-%:
 $(VENV)/.dev-%: $(READY)
 	@echo "installing what the tests need"
 	@$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.preflight-%: $(READY)
+	@echo "installing the TPU compiler, some 140 MB"
+	@$(INSTALL) -r requirements-preflight.txt
 	@touch $@

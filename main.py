@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import sys
 
@@ -71,6 +72,9 @@ def make_parser():
                       help="decode and print samples of the datasets, and report problems")
     jobs.add_argument("--print_config", action="store_true",
                       help="print every key, its value and where it came from")
+    jobs.add_argument("--preflight", metavar="SLICE",
+                      help="compile the training step for a TPU slice (v3-8, v4-32, ...) without "
+                           "one: does it fit, and how long would a step take? See docs/tpu.md")
     jobs.add_argument("--import_from", metavar="PATH",
                       help="make a run in --model_path of a CLIP text tower: OpenAI's .pt, a "
                            "Hugging Face or OpenCLIP file, or a directory with one; needs no "
@@ -133,7 +137,8 @@ def parse(argv):
         parser.error("argument --stop: must not be empty")
     if args.interactive and "-" in args.prompt:
         parser.error("argument --prompt: - and --interactive both read standard input")
-    if args.new and (args.eval or args.predict or args.check_dataset or args.print_config):
+    if args.new and (args.eval or args.predict or args.check_dataset or args.print_config
+                     or args.preflight):
         parser.error("argument --new: belongs to training")
     if args.import_from is None and args.model is None:
         parser.error("the following arguments are required: --model")
@@ -244,6 +249,12 @@ def run_job(args):
         return 0 if inputs.check_dataset(config) else 1
     elif args.predict:
         predict(config, args)
+    elif args.preflight:
+        # Read when TensorFlow is loaded. Folded, masks and the like become large constants.
+        os.environ.setdefault("TF_XLA_FLAGS", "--tf_xla_disable_constant_folding=true")
+        from training import preflight
+
+        preflight.run(config, args.preflight)
     else:
         from training import run
 

@@ -1,9 +1,10 @@
-"""Which devices a mesh runs on: CPU cores' virtual devices or GPUs."""
+"""Which devices a mesh runs on: CPU cores' virtual devices, GPUs, or TPU cores not at hand."""
 
 import functools
 import os
 
 from configs.errors import UserError
+from mesh.ahead import AheadMesh
 from mesh.compat import mtf, tf
 
 
@@ -164,11 +165,20 @@ def _cores():
 
 def mesh_impl(config):
     """The mtf mesh implementation that places each slice on its device."""
-    shape = mtf.Shape([mtf.Dimension(name, size) for name, size in config.mesh])
-    rules = mtf.LayoutRules(set(config.layout_rules))
     if config.gpu_ids:
-        return mtf.placement_mesh_impl.PlacementMeshImpl(shape, rules, list(config.gpu_ids))
-    return CpuMesh(shape, rules)
+        return mtf.placement_mesh_impl.PlacementMeshImpl(*_mesh(config), list(config.gpu_ids))
+    return CpuMesh(*_mesh(config))
+
+
+def ahead_mesh_impl(config):
+    """The mtf mesh implementation of a program that is made for TPUs without one."""
+    return AheadMesh(*_mesh(config))
+
+
+def _mesh(config):
+    """A config's mesh and layout: (mtf.Shape, mtf.LayoutRules)."""
+    shape = mtf.Shape([mtf.Dimension(name, size) for name, size in config.mesh])
+    return shape, mtf.LayoutRules(set(config.layout_rules))
 
 
 def session_config(config):

@@ -17,8 +17,8 @@ from configs.errors import UserError
 
 FLAGS = {
     "--help", "-h", "--model", "--set", "--model_path", "--gpu_ids", "--eval", "--predict",
-    "--check_dataset", "--print_config", "--import_from", "--steps_per_checkpoint", "--new",
-    "--yes", "--prompt",
+    "--check_dataset", "--print_config", "--preflight", "--import_from",
+    "--steps_per_checkpoint", "--new", "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
     "--entmax_sampling", "--interactive", "--quiet", "--verbose", "--debug",
 }

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 PIN = re.compile(r'([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)(; python_version [<>=]+ "3\.\d+")?')
-FILES = ["requirements.txt", "requirements-dev.txt", "requirements-compare.txt"]
+FILES = ["requirements.txt", "requirements-dev.txt", "requirements-compare.txt",
+         "requirements-preflight.txt"]
 
 
 def normal(name):

@@ -66,7 +66,9 @@ class Distillation(Objective):
         key = random.mix(tf.constant(self.config.seed, tf.int32), step)
 
         def drawn(number, site, least, limit):
-            return tf.random.stateless_uniform([batch, number], [key, site], least, limit, tf.int32)
+            # A hash: TensorFlow's random numbers are others on a TPU than on a CPU.
+            index = tf.reshape(tf.range(batch * number), [batch, number])
+            return least + tf.math.floormod(random.mix(random.mix(key, site), index), limit - least)
 
         def flat(x):
             return tf.reshape(x, [-1, *x.shape[2:]])

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from typing import NamedTuple
 
 from mesh import devices, random
 from mesh.compat import mtf, tf
@@ -31,6 +32,41 @@ def model_fn(features, mode, params, config, objective, meter=None):
 
 
 def _train_spec(config, objective, mesh, features, meter):
+    step = train_step(config, objective, mesh, features, lower)
+    return tf.estimator.tpu.TPUEstimatorSpec(
+        tf.estimator.ModeKeys.TRAIN, loss=step.scalars["loss"], train_op=step.update,
+        training_hooks=[mtf.MtfRestoreHook(step.lowering),
+                        hooks.LogScalars(step.scalars, config, meter),
+                        hooks.SaveAtEnd(step.lowering, config.model_path, config.keep)])
+
+
+class TrainStep(NamedTuple):
+    """A lowered training step.
+
+    Attributes:
+      lowering: the mtf.Lowering.
+      update: the operation that updates the weights and the global step.
+      scalars: {name: tensor}, "loss" among them.
+    """
+
+    lowering: mtf.Lowering
+    update: tf.Operation
+    scalars: dict
+
+
+def train_step(config, objective, mesh, features, lower):
+    """The training step of a run: losses, gradients and updates, lowered.
+
+    Args:
+      config: the run's config.
+      objective: a training.objective.Objective.
+      mesh: an mtf.Mesh, of which nothing is built yet.
+      features: what the input function gives.
+      lower: (config, mesh) -> an mtf.Lowering of all that is built.
+
+    Returns:
+      a TrainStep.
+    """
     graph = mesh.graph
     global_step = tf.train.get_or_create_global_step()
     now = tf.cast(global_step, tf.int32)
@@ -65,16 +101,12 @@ def _train_spec(config, objective, mesh, features, meter):
 
     lowering = lower(config, mesh)
     with tf.control_dependencies([lowering.lowered_operation(op) for op in updates]):
-        train_op = tf.assign_add(global_step, 1).op
+        update = tf.assign_add(global_step, 1).op
     scalars = {name: lowering.export_to_tf_tensor(x) for name, x in values.items()}
     scalars["learning_rate"] = rate
     scalars.update({f"weight/{name}": lowering.export_to_tf_tensor(weight)
                     for name, weight in weights.items()})
-    return tf.estimator.tpu.TPUEstimatorSpec(
-        tf.estimator.ModeKeys.TRAIN, loss=scalars["loss"], train_op=train_op,
-        training_hooks=[mtf.MtfRestoreHook(lowering),
-                        hooks.LogScalars(scalars, config, meter),
-                        hooks.SaveAtEnd(lowering, config.model_path, config.keep)])
+    return TrainStep(lowering, update, scalars)
 
 
 def _scalar(mesh, value):

@@ -9,6 +9,7 @@ import functools
 import operator
 
 from configs.errors import UserError
+from mesh import random
 from mesh.compat import mtf, tf
 from models import layers, losses
 from training import language_models
@@ -68,7 +69,10 @@ class Supervision(Language):
     def _draw(self, mask, step):
         """Positions without replacement: (mask, positions), each [batch, clip_samples]."""
         number = min(self.samples, self.config.n_ctx)
-        noise = tf.random.stateless_uniform(mask.shape, [self.config.seed, step])
+        # A hash: TensorFlow's random numbers are others on a TPU than on a CPU.
+        key = random.mix(tf.constant(self.config.seed, tf.int32), step)
+        index = tf.reshape(tf.range(mask.shape.num_elements()), mask.shape)
+        noise = tf.cast(random.mix(key, index), tf.float32) * 2.0 ** -33
         _, at = tf.math.top_k(noise + mask, number)
         return tf.gather(mask, at, batch_dims=1), at
 

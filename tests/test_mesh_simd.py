@@ -1,0 +1,236 @@
+"""mesh/simd.py and mesh/ahead.py: the training step as a program for all cores, run on virtual
+CPU devices, against the same step on a mesh of CPU devices (mesh/devices.py).
+"""
+
+import importlib.util
+
+import clip_runs
+import graphs
+import numpy as np
+import pytest
+import virtual_cores
+
+import inputs
+from mesh import ahead, hlo
+from mesh.compat import mtf, tf
+from mesh.simd import SimdMesh
+from training import ahead as training_ahead
+from training import distillation, frozen, language, model_fn, supervision
+
+STEPS, VOCAB = 2, 257
+FACTS = inputs.Facts(tokens=1000, bytes=None, decoded_bytes=None, windows=100, encoder=None,
+                     encoder_hash=None, n_vocab=VOCAB, eos_id=VOCAB - 1, datasets=())
+
+
+@pytest.fixture(scope="module")
+def cores():
+    if importlib.util.find_spec("jaxlib") is None:
+        pytest.skip("jaxlib runs the programs: requirements-compare.txt")
+    running = virtual_cores.VirtualCores()
+    yield running
+    running.close()
+
+
+def on_placed_devices(config, objective, features):
+    """Two steps on a CPU mesh: (initial values, scalars of each step, last values)."""
+    with tf.Graph().as_default() as graph:
+        given = {name: tf.constant(x) for name, x in features.items()}
+        mesh = mtf.Mesh(mtf.Graph(), "mesh")
+        step = model_fn.train_step(config, objective, mesh, given, model_fn.lower)
+        masters = {v.name: v.get_master() for v in mesh.graph.all_variables}
+        masters["global_step"] = tf.train.get_global_step()
+        with tf.Session(graph=graph, config=tf.ConfigProto(device_count={"CPU": 8})) as session:
+            session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+            first = session.run(masters)
+            session.run(step.lowering.copy_masters_to_slices())
+            curve = [session.run([step.scalars, step.update])[0] for _ in range(STEPS)]
+            session.run(step.lowering.copy_slices_to_masters())
+            return first, curve, session.run(masters)
+
+
+def on_virtual_cores(cores, config, objective, features, first):
+    """The same as one program: (scalars of each step, {name: (whole value, each core's slice)})."""
+    specs = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in features.items()}
+    program, impl = training_ahead.program(config, objective, specs)
+
+    def slices(name, value):
+        if name not in impl.variables:
+            return [value] * program.cores
+        variable, part = impl.variables[name]
+        return [ahead.slice_of(impl, variable, value, core).astype(part.dtype.as_numpy_dtype)
+                for core in range(program.cores)]
+
+    arguments = {name: slices(name, first[name])
+                 for name in program.arguments if name in first}
+    arguments |= {name: [x] * program.cores for name, x in features.items()}
+    curve, last = cores.run(program, arguments, STEPS)
+    return program, curve, last, slices
+
+
+def compare(cores, config, objective, features, tolerance=1e-4):
+    """Checks that both give the same scalars and weights.
+
+    Weights may differ by `tolerance` of what the steps have changed. Returns the Program.
+    """
+    first, wanted_curve, wanted = on_placed_devices(config, objective, features)
+    program, curve, last, slices = on_virtual_cores(cores, config, objective, features, first)
+    for found, scalars in zip(curve, wanted_curve, strict=True):
+        assert "loss" in found
+        for name, values in found.items():
+            np.testing.assert_allclose(values, [scalars[name]] * program.cores, rtol=tolerance,
+                                       err_msg=name)
+    assert last["global_step"] == [STEPS] * program.cores
+    trained = {name for name in wanted if not np.array_equal(wanted[name], first[name])}
+    assert trained == set(last)
+    for name in trained - {"global_step"}:
+        parts = [slices(name, value) for value in (first[name], wanted[name])]
+        for value, before, after in zip(last[name], *parts, strict=True):
+            error, change = np.linalg.norm(value - after), np.linalg.norm(after - before)
+            assert error <= tolerance * change + 1e-9, (name, error, change)
+    return program
+
+
+def test_collectives_on_cores_in_another_order(cores):
+    """Rows over x, columns and others over y, on a mesh whose cores are numbered in disorder."""
+    rows, columns, others, wide = (graphs.dim(*d) for d in (
+        ("rows", 8), ("columns", 4), ("others", 8), ("wide", 4)))
+    array = np.random.RandomState(0).randn(8, 4).astype(np.float32)
+    array[1, 2] = np.inf
+    numbers = np.arange(32, dtype=np.int32).reshape(8, 4) + 2 ** 24
+    with tf.Graph().as_default() as graph:
+        mesh = mtf.Mesh(mtf.Graph(), "mesh")
+        given = {name: tf.placeholder(a.dtype, a.shape, name)
+                 for name, a in (("array", array), ("numbers", numbers))}
+        x, n = (mtf.import_tf_tensor(mesh, y, mtf.Shape([rows, columns])) for y in given.values())
+        upright = mtf.import_tf_tensor(mesh, tf.transpose(given["array"]),
+                                       mtf.Shape([columns, graphs.dim("whole", 8)]))
+        outputs = {
+            "sum": mtf.reduce_sum(x, reduced_dim=columns), "total": mtf.reduce_sum(n),
+            "most": mtf.reduce_max(x, reduced_dim=rows), "least": mtf.reduce_min(x),
+            "joined": mtf.rename_dimension(x, "rows", "whole"), "exported": n,
+            "exchanged": mtf.reshape(upright, mtf.Shape([wide, others])),
+            "shifted": mtf.shift(x, 3, rows, wrap=False), "turned": mtf.shift(x, -2, rows, True),
+            "repeated": mtf.broadcast(x, mtf.Shape([columns, graphs.dim("many", 3), rows]))}
+        impl = ahead.AheadMesh(mtf.convert_to_shape("x:4,y:2"),
+                               mtf.convert_to_layout_rules("rows:x,columns:y,others:y"),
+                               [3, 1, 4, 0, 5, 7, 2, 6])
+        lowering = mtf.Lowering(mesh.graph, {mesh: impl}, autostack=False)
+        fetches = {name: lowering.export_to_tf_tensor(y) for name, y in outputs.items()}
+        nothing = tf.no_op()
+    program = ahead.program(graph, impl, given, fetches, nothing)
+    [found], _ = cores.run(program, {"array": [array] * 8, "numbers": [numbers] * 8}, 1)
+    down, up = np.zeros([3, 4], np.float32), array
+    wanted = {"sum": array.sum(1), "total": numbers.sum(dtype=np.int32), "most": array.max(0),
+              "least": array.min(), "joined": array, "exported": numbers, "exchanged": array.T,
+              "shifted": np.concatenate([down, up[:-3]]), "turned": np.roll(array, -2, 0),
+              "repeated": np.repeat(array.T[:, None], 3, 1)}
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        for core in found[name]:
+            np.testing.assert_allclose(core, value, rtol=1e-6, err_msg=name)
+            assert name == "sum" or np.array_equal(core, value), name
+    instructions = [i for c in hlo.parse(program.module).computations for i in c.instructions]
+    assert {"all-reduce", "all-to-all", "collective-permute"} <= {i.opcode for i in instructions}
+
+
+def text(rows=8, length=16):
+    """A batch of rows, some of which are not full."""
+    tokens = np.random.RandomState(0).randint(0, VOCAB, [rows, length + 1])
+    return {"tokens": tokens.astype(np.int32),
+            "valid": np.resize([length, length, 5, length, 0, length, 11], rows).astype(np.int32)}
+
+
+# The keys' bias changes nothing but by rounding, which Adam would magnify with a small epsilon.
+SMALL = dict(n_vocab=VOCAB, n_embd=16, n_layer=1, n_head=4, lr=1e-2, weight_decay=0.1,
+             warmup_steps=1, gradient_clipping=1.0, initializer_range=0.1, epsilon=1e-3,
+             embed_dropout=0.1, res_dropout=0.2, attn_dropout=0.3)
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout", "keys"), [
+    ("x:2,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y", dict(n_layer=2)),
+    ("x:2,y:2", "batch:x,embd:y", dict(tokens_per_mb_per_replica=32, recompute_grad=True)),
+    ("x:2,y:2", "sequence:x,embed_sequence:x,memory_length:y", {}),
+    ("x:2", "features_per_head:x,vocab:x", dict(position="rotary", opt_name="adafactor")),
+    ("x:2,y:2,z:2", "batch:x,memory_length:y,heads:z", {}),
+], ids=lambda value: value if isinstance(value, str) and ":" in value else None)
+def test_gpt(cores, mesh_shape, layout, keys):
+    config = graphs.config(mesh_shape=mesh_shape, layout=layout, **{**SMALL, **keys})
+    compare(cores, config, language.Language(config, FACTS), text())
+
+
+def test_bfloat16(cores):
+    config = graphs.config(mesh_shape="x:2,y:2", layout="batch:x,heads:y,vocab:y",
+                           precision="bfloat16", **SMALL)
+    compare(cores, config, language.Language(config, FACTS), text(), 0.1)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """The path of a student's run."""
+    return clip_runs.student(tmp_path_factory.mktemp("student"))[0]
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout", "clip"), [
+    ("x:2,y:2", "batch:x,heads:y,vocab:y,clip_heads:y,clip_vocab:y,clip_out:y", {}),
+    ("x:2", "embd:x,clip_embd:x", dict(loss="contrastive", samples=16)),
+    ("x:2", "embd:x,clip_intermediate:x", dict(mode="input"))])
+def test_gpt_c(cores, student, mesh_shape, layout, clip):
+    config = graphs.config(model="gpt_c", mesh_shape=mesh_shape, layout=layout,
+                           clip={"student": student, **clip}, **SMALL)
+    kind = language.Language if clip.get("mode") else supervision.Supervision
+    program = compare(cores, config, kind(config, FACTS, frozen.of_run(config)), text())
+    assert "clip_student/wte" in program.arguments
+
+
+def test_clip_student(cores, tmp_path):
+    config = clip_runs.student_config(
+        tmp_path / "student", n_layer=1, lr=1e-2, warmup_steps=1, epsilon=1e-3, eval_steps=0,
+        mesh_shape="x:2,y:2", layout="batch:x,clip_heads:y,clip_intermediate:y,clip_vocab:y",
+        recompute_grad=True, tokens_per_mb_per_replica=32,
+        clip={"teacher": clip_runs.teacher(tmp_path, VOCAB + 2), "windows": 2, "positions": 2})
+    objective = distillation.Distillation(config, FACTS, frozen.of_run(config))
+    compare(cores, config, objective, text())
+
+
+class Assignment:
+    """What a TPUEstimator's device assignment says of four cores."""
+
+    def tpu_device(self, replica):
+        return f"/device:TPU:{replica}"
+
+
+def test_the_step_of_tpu_replicas_is_built_of_tpu_operations():
+    """As TPUEstimator has it built; nothing of it can run here."""
+    config = graphs.config(mesh_shape="x:2,y:2", layout="batch:x,memory_length:y,vocab:y",
+                           position="rotary", **SMALL)
+    features, order = text(), [2, 0, 3, 1]
+
+    def replica(tokens, valid):
+        def lower(config, mesh):
+            impl = SimdMesh(mtf.convert_to_shape("x:2,y:2"), mtf.convert_to_layout_rules(
+                config.layout), Assignment(), order)
+            return mtf.Lowering(mesh.graph, {mesh: impl}, autostack=False)
+
+        step = model_fn.train_step(config, language.Language(config, FACTS),
+                                   mtf.Mesh(mtf.Graph(), "mesh"),
+                                   {"tokens": tokens, "valid": valid}, lower)
+        with tf.control_dependencies([step.update]):
+            return tf.identity(step.scalars["loss"])
+
+    with tf.Graph().as_default() as graph:
+        tf.train.create_global_step()
+        given = [tf.constant(features[name]) for name in ("tokens", "valid")]
+        [loss] = tf.tpu.replicate(replica, [given] * 4)[0]
+    assert loss.shape == []
+    operations = graph.get_operations()
+    inside = [op for op in operations if "_tpu_replicate" in op.node_def.attr]
+    kinds = {op.type for op in inside}
+    assert {"CrossReplicaSum", "XlaAllReduce", "ResourceApplyAdam"} <= kinds
+    assert not kinds & {"OneHot", "XlaCustomCallV2", "Variable", "VariableV2"}
+    slices = {op.name: op.device for op in operations
+              if op.type == "VarHandleOp" and "gpt/wte_slice_" in op.name}
+    assert sorted(slices.values()) == [f"/device:TPU:{core}" for core in range(4)]
+    # Each core is told its position in the mesh.
+    told = [[tf.get_static_value(x) for x in op.inputs] for op in operations
+            if op.type == "TPUReplicatedInput" and op.outputs[0].shape == []]
+    assert [order.index(core) for core in range(4)] in told

@@ -1,0 +1,56 @@
+"""main.py --preflight: refusals, and tiny steps compiled by the TPU compiler where it is there."""
+
+import json
+
+import jobs
+import pytest
+
+from mesh import pjrt
+
+compiled = pytest.mark.skipif(pjrt.library() is None,
+                              reason="libtpu compiles: requirements-preflight.txt")
+ABSENT = [["nowhere", 1, None, 1.0]]  # no data are needed
+SPLIT = dict(mesh_shape="x:8", layout="batch:x", n_vocab=60, n_embd=16, n_ctx=16)
+
+
+def preflight(capsys, directory, name, **keys):
+    return jobs.here(capsys, jobs.config(directory, ABSENT, **{**SPLIT, **keys}), "--preflight",
+                     name)
+
+
+def test_refusals(tmp_path, capsys, monkeypatch):
+    assert "no such TPU slice; there are v3-8" in preflight(capsys, tmp_path, "v3-9").error
+    error = preflight(capsys, tmp_path, "v3-32").error
+    assert "mesh_shape x:8 has 8 positions, and v3-32 has 32 cores" in error
+    monkeypatch.setattr(pjrt, "library", lambda: None)
+    error = preflight(capsys, tmp_path, "v3-8").error
+    assert "make preflight-env" in error and "requirements-preflight.txt" in error
+
+
+@compiled
+def test_data_parallel_step_on_v3_8(tmp_path, capsys):
+    done = preflight(capsys, tmp_path, "v3-8", n_layer=1, tokens_per_mb_per_replica=0)
+    found = done.summary
+    assert set(found) == {"fits", "hbm_gib", "hbm_limit_gib", "step_seconds", "tokens_per_second",
+                          "mfu", "collectives"}
+    assert found["fits"] and 0 < found["hbm_gib"] < 1 and found["hbm_limit_gib"] == 15.48
+    assert found["tokens_per_second"] == pytest.approx(8 * 16 / found["step_seconds"], rel=1e-2)
+    # Only gradients, in float32, and a few scalars are added up: 64 rows of tokens, once for each
+    # of the two uses of their table, 16 positions, a block of 12·16² weights and 13·16 biases and
+    # gains, and the last norm.
+    parameters = 2 * 64 * 16 + 16 * 16 + 12 * 16**2 + 13 * 16 + 2 * 16
+    [row] = found["collectives"]
+    assert (row["axes"], row["kind"]) == ("x", "all-reduce")
+    assert 4 * parameters <= row["bytes"] < 4 * parameters + 100
+    assert "does not fit" not in done.stdout and "v3-8: fits" in done.stdout
+
+
+@compiled
+def test_a_step_that_does_not_fit_is_refused_with_remedies(tmp_path, capsys):
+    done = preflight(capsys, tmp_path, "v2-8", n_vocab=2**19, n_embd=2048, n_ctx=8)
+    found = done.summary
+    assert not found["fits"] and found["hbm_limit_gib"] == 7.48
+    # The table of tokens alone has 4 GiB, and as much each for its gradient and two slots.
+    assert found["hbm_gib"] > 7.48 and "gpt/wte" in done.stdout
+    assert "v2-8: does not fit" in done.stdout and "recompute_grad=true" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1]) == found

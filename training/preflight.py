@@ -1,0 +1,111 @@
+"""--preflight: would a run's training step fit a TPU slice, and how fast would it be?"""
+
+import json
+import logging
+
+import inputs
+from configs.errors import UserError
+from mesh import preflight, tpus
+from mesh.compat import tf
+from training import ahead, frozen, objectives
+
+_GIB = 2 ** 30
+REMEDIES = ("recompute_grad=true, a lower tokens_per_mb_per_replica or train_batch_size, "
+            "precision=bfloat16, or a layout that splits heads, vocab and intermediate_expanded")
+
+
+def run(config, name):
+    """Compiles the training step for the TPU slice called `name`, and prints a report.
+
+    The last line on stdout is JSON.
+
+    Raises:
+      UserError: the slice or the compiler is not there, or the mesh has another number of positions
+        than the slice has cores.
+    """
+    tpu = tpus.find(name)
+    if config.mesh_size != tpu.cores:
+        raise UserError(f"--preflight {name}: mesh_shape {config.mesh_shape or '(empty)'} has "
+                        f"{config.mesh_size} positions, and {name} has {tpu.cores} cores; try "
+                        f"--set mesh_shape=x:{tpu.cores} --set layout=batch:x")
+    preflight.check_installed()
+    facts, specs = _data(config)
+    objective = objectives.of_run(config, facts, frozen.of_run(config))
+    program, impl = ahead.program(config, objective, specs)
+    parameters = sum(variable.shape.size for variable, _ in impl.variables.values()
+                     if variable.trainable)
+    logging.info("compiling for %s (%s); this takes minutes for a large model", name, tpu.topology)
+    found = preflight.compile_for(program, tpu, config.mesh)
+    tokens = config.train_batch_size * config.n_ctx
+    if isinstance(found, preflight.TooLarge):
+        _print_refusal(found, tpu)
+    else:
+        _print_report(found, tpu, tokens, config.train_steps,
+                      model_flops(config, parameters) * tokens)
+
+
+def model_flops(config, parameters):
+    """FLOPs of a training step for each token, recomputation left out: 6N + 12·layers·n_ctx·width.
+
+    Chowdhery et al. 2022 (PaLM), appendix B; the second term is attention's.
+    """
+    return 6 * parameters + 12 * config.n_layer * config.n_ctx * config.n_embd
+
+
+def _data(config):
+    """(an inputs.Facts, {name: tf.TensorSpec} of a batch), of the data or of what stands for it."""
+    try:
+        with tf.Graph().as_default():
+            return (inputs.dataset_facts(config, "train"),
+                    inputs.train_input_fn(config, 0)({}).element_spec)
+    except UserError as error:
+        if config.model == "clip":
+            raise
+        logging.info("note: %s; the step is compiled for n_vocab = %d ids all the same", error,
+                     config.n_vocab)
+    facts = inputs.Facts(tokens=0, bytes=None, decoded_bytes=None, windows=0, encoder=None,
+                         encoder_hash=None, n_vocab=config.n_vocab, eos_id=None, datasets=())
+    batch = config.train_batch_size
+    return facts, {"tokens": tf.TensorSpec([batch, config.n_ctx + 1], tf.int32),
+                   "valid": tf.TensorSpec([batch], tf.int32)}
+
+
+def _print_refusal(found, tpu):
+    limit = tpu.generation.memory
+    needed = "more" if found.needed is None else f"at least {found.needed / _GIB:.2f} GiB"
+    print(f"{tpu.name}: does not fit: a core has {limit / _GIB:.2f} GiB, and the step needs "
+          f"{needed}.\nTry --set {REMEDIES}.\n\n{found.message}")
+    _print_json(fits=False, hbm_gib=found.needed and found.needed / _GIB,
+                hbm_limit_gib=limit / _GIB, step_seconds=None, tokens_per_second=None, mfu=None,
+                collectives=[])
+
+
+def _print_report(found, tpu, tokens, steps, flops):
+    limit, used = tpu.generation.memory, sum(found.memory.values())
+    seconds, fits = sum(found.seconds.values()), used <= limit
+    mfu = flops / (seconds * tpu.cores * tpu.generation.peak)
+    parts = ", ".join(f"{kind} {size / _GIB:.2f}" for kind, size in found.memory.items())
+    times = ", ".join(f"{part} {value:.4g}" for part, value in found.seconds.items())
+    moved = found.schedule.moved
+    print(f"{tpu.name}: {'fits' if fits else 'does not fit'}: {used / _GIB:.2f} of "
+          f"{limit / _GIB:.2f} GiB of each core's memory ({parts})")
+    if not fits:
+        print(f"Try --set {REMEDIES}.")
+    print(f"estimated step: {seconds:.4g} s ({times}; docs/tpu.md has the formula)")
+    print(f"{tokens / seconds:,.0f} tokens/s, MFU {mfu:.1%} of {flops:.3g} FLOPs a step; "
+          f"{steps:,} steps take {steps * seconds / 86400:.3g} days, "
+          f"{steps * seconds / 3600 * tpu.cores:,.0f} core-hours")
+    print("collectives of one core in a step:")
+    for row in found.traffic:
+        print(f"  {row.axes:8} {row.kind:18} {row.count:5} {row.bytes / 1e6:12,.2f} MB "
+              f"{row.seconds:.4g} s")
+    print(f"gathers and scatters, which the compiler counts as nothing: "
+          f"{sum(x.times for x in moved)}, {sum(x.bytes * x.times for x in moved) / 1e6:,.2f} MB")
+    _print_json(fits=fits, hbm_gib=used / _GIB, hbm_limit_gib=limit / _GIB, step_seconds=seconds,
+                tokens_per_second=tokens / seconds, mfu=mfu,
+                collectives=[row._asdict() for row in found.traffic])
+
+
+def _print_json(**values):
+    print(json.dumps({name: round(value, 6) if isinstance(value, float) else value
+                      for name, value in values.items()}), flush=True)
