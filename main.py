@@ -124,7 +124,8 @@ def parse(argv):
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.predict_text or args.predict_file:
-        if args.eval or args.check_dataset or args.print_config or args.import_from:
+        if (args.eval or args.check_dataset or args.print_config or args.import_from
+                or args.preflight):
             parser.error("argument --predict_text, --predict_file: they are --predict --prompt, "
                          "a job of their own")
         args.predict = True

@@ -30,6 +30,10 @@ def check(config: Any) -> list[str]:
     unread = optimizers.unread(config)
     if unread:
         notes.append(f"opt_name: {config.opt_name} does not read {', '.join(unread)}")
+    turning = [key for key in ("rotary_dims", "rotary_base", "rotary_style")
+               if getattr(config, key) != type(config).model_fields[key].default]
+    if turning and config.position != "rotary":
+        notes.append(f"position: {config.position} does not read {', '.join(turning)}")
     notes.extend(f"mesh_shape: no layout rule uses axis {axis}, so its devices repeat the same work"
                  for axis in idle_axes(config))
     return notes
@@ -102,6 +106,9 @@ def _check_masked(config: Any) -> None:
     if config.eval_tasks:
         raise UserError("eval_tasks: a masked language model gives no likelihoods of "
                         "continuations; remove it, or set mlm_training to false")
+    if config.position == "none":
+        raise UserError("position: a model that sees both sides knows no order without positions; "
+                        'give another than "none"')
     _check_masked_ids(config)
     if config.mlm_same_token_prob + config.mlm_random_token_prob > 1:
         raise UserError(f"mlm_random_token_prob: {config.mlm_random_token_prob} and "
@@ -134,7 +141,8 @@ def _check_loss(config: Any) -> None:
     if 1 < config.entmax_alpha < 1.01:
         raise UserError(f"entmax_alpha: {config.entmax_alpha} is too near to the softmax to tell "
                         "them apart; give 1, or 1.01 to 2")
-    for key, off in (("z_loss", 0), ("label_smoothing", 0), ("entmax_alpha", 1)):
+    for key, off in (("z_loss", 0), ("label_smoothing", 0), ("entmax_alpha", 1),
+                     ("entmax_sampling", False)):
         if getattr(config, key) != off and not (config.speaks or config.mlm_training):
             raise UserError(f"{key}: model {config.model} is no language model; remove the key")
 

@@ -21,7 +21,7 @@ NEO = {key: "" for key in """
     export slow_sampling sampling_use_entmax mode causal num_microbatches eval_task
     dataset_configs padding_id eos_id lambada_tokens_path lambada_n_steps""".split()}
 
-# Said by another key where the release has it.
+# Said by another key.
 NEO_MEANINGS = {
     "rotary_emb": "`position`: true is \"rotary\", false \"learned\"",
     "axial_pos_emb": "`position` \"axial\" and the sizes of its tables",
@@ -37,7 +37,8 @@ NEO_REMARKS = {
     "z_loss": "absent it is 1e-4, as there, in a config that has `predict_steps`; evaluations "
               "leave it out",
     "opt_name": "adam is adamw, with bias correction; an unknown name is refused",
-    "weight_decay": "for tensors of rank 2 or more, whatever their names",
+    "weight_decay": "for tensors of rank 2 or more that are no biases; GPT-Neo's Adafactor takes "
+                    "it for its decay rate, and then it is 0 here",
     "gradient_clipping": "null and 0 are no limit",
     "precision": "weights stay float32; bf16 is understood too",
     "eval_batch_size": "absent it is train_batch_size",
@@ -114,7 +115,7 @@ CONNORJL_FLAGS = {"--tpu": "", "--model": "", "--predict_file": "", "--predict_t
 
 # mesh-transformer-jax and gpt-c: what convert.py makes of keys that legacy_jax lists in no table.
 JAX_MEANINGS = {
-    "norm": "norm, where this release has it", "pe": "`position`: rotary, or learned for fixed; "
+    "norm": "`norm`", "pe": "`position`: rotary, or learned for fixed; "
     "the bias of t5 is lost", "pe_rotary_dims": "`rotary_dims`",
     "clip": "`model` gpt_c, its presence, and the section `clip`",
     "cores_per_replica": "`mesh_shape`: its second axis", "tpu_size": "`mesh_shape`",

@@ -23,6 +23,7 @@ VALUES = {
     ("model", "GPT2"): "GPT",
     ("model", "GPT2MOE"): "GPT",
     ("opt_name", "adam"): "adamw",
+    ("opt_name", "Adam"): "adamw",
     ("opt_name", None): "adamw",
     ("precision", "bf16"): "bfloat16",
     ("precision", "fp32"): "float32",
@@ -37,7 +38,8 @@ VALUES = {
     ("n_vocab", None): 0,
     ("num_mem_kv", None): 0,
     ("local_attention_radius", None): 256,
-    **{(key, None): False for key in ("macaron", "mlp_glu", "rezero", "share_parameters")},
+    **{(key, None): False for key in ("macaron", "mlp_glu", "rezero", "share_parameters",
+                                   "mlm_training")},
     ("moe_activation", None): "relu",
     ("moe_params", None): {},
 }
@@ -63,8 +65,10 @@ UNNEEDED = {
     "padding_id": "windows are full and need no padding",
     "predict": "a flag of main.py",
     "predict_steps": "all prompts are done",
-    "remove_partial_sequences": "samples end where they end",
+    "remove_partial_sequences": "samples are printed after their prompts; predict_path has prompt "
+                                "and text apart",
     "shuffle_input_filenames": "the order of data follows from seed",
+    "slow_sampling": "every kind of attention and experts are sampled with caches",
     "scale": "no version of ConnorJL/GPT2 reads it",
     "stitch": "datasets says it",
     "text_len": "an internal value",
@@ -72,9 +76,7 @@ UNNEEDED = {
 }
 
 # Ignoring these would change what the config means, unless they are off.
-UNSUPPORTED = (
-    "export", "slow_sampling", "auto_layout", "auto_layout_and_mesh_shape",
-)
+UNSUPPORTED = ("export", "auto_layout", "auto_layout_and_mesh_shape")
 
 
 def translate(values: dict[str, Any], whole: bool = False
@@ -95,6 +97,11 @@ def translate(values: dict[str, Any], whole: bool = False
     """
     former: dict[str, str] = {}
     told: list[str] = []
+    layers = values.get("n_layer")
+    if (whole and values.get("model") == "GPT2MOE" and not values.get("moe_layers")
+            and type(layers) is int):
+        # As in GShard and Switch, every other layer.
+        values = {**values, "moe_layers": list(range(1, layers, 2))}
     if whole and legacy_gpt2.recognised(values):
         values, former, told = legacy_gpt2.translate(values)
     elif whole:
@@ -119,9 +126,6 @@ def translate(values: dict[str, Any], whole: bool = False
                 raise UserError(f"{key}: says {shown(meant)} where {name} says {shown(new[name])}; "
                                 f"keep {name}")
             new[name] = meant
-    if values.get("model") == "GPT2MOE" and not new.get("moe_layers"):
-        # As in GShard and Switch, every other layer.
-        new["moe_layers"] = list(range(1, values.get("n_layer") or 0, 2))
     notes = []
     if unneeded:
         reasons = "; ".join(f"{key} ({UNNEEDED[key]})" for key in unneeded)

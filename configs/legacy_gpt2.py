@@ -101,8 +101,8 @@ def _data(values: dict[str, Any], n_vocab: Any) -> dict[str, Any]:
     folder = values.get("data_path", values.get("datapath"))
     if name == "generic_text":
         return _generic(values, n_vocab)
-    if name not in INPUTS:
-        if folder is None and isinstance(name, str):
+    if not isinstance(name, str) or name not in INPUTS:
+        if isinstance(name, str) and not did_you_mean(name, INPUTS):
             return {"input_fn": name}
         raise UserError(f"input: {shown(name)} is none of {', '.join(INPUTS)}"
                         f"{did_you_mean(str(name), INPUTS)}; an input function of your own is an "

@@ -31,7 +31,7 @@ FIXED = {
     "gradient_clipping": 1.0, "precision": "bfloat16", "recompute_grad": True,
     "no_weight_tie": True, "scale_by_depth": True, "pad_masked": False,
 }
-# Keys that come in with a later change of the schema are taken where it has them.
+# Their blocks.
 PARALLEL = {"parallel_residual": True, "rotary_style": "interleaved"}
 # Keys of theirs that decide no more than what others say here, or nothing.
 LOST = {

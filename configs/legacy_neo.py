@@ -5,9 +5,12 @@
 
 import os
 import re
+import typing
 from typing import Any
 
-from configs import layouts
+from pydantic import BeforeValidator
+
+from configs import keys, layouts
 from configs.errors import UserError
 from configs.messages import shown
 
@@ -19,8 +22,8 @@ MODES = {"random_sample": "documents_random", "document": "documents_fixed",
 TELL_TALE = "predict_steps"
 # What GPT-Neo takes for absent keys where that is not this project's default.
 DEFAULTS = {"lr_decay": "constant", "z_loss": 1e-4}
-# The same of mesh-tensorflow's experts: their hidden width.
-EXPERT_WIDTH = 4096
+# The same of its experts: mesh-tensorflow's hidden width, and a capacity of its own.
+EXPERTS = {"hidden_size": 4096, "min_expert_capacity": 1}
 
 
 def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -33,12 +36,31 @@ def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         return values, []
     absent = {key: value for key, value in DEFAULTS.items() if key not in values}
     experts = values.get("moe_params") or {}
-    if values.get("moe_layers") and isinstance(experts, dict) and not (
-            {"hidden_size", "moe_hidden_size"} & set(experts)):
-        absent["moe_params"] = {**experts, "hidden_size": EXPERT_WIDTH}
-    listed = ", ".join(f"{key} {shown(value)}" for key, value in absent.items())
-    notes = [f"GPT-Neo's own values for absent keys: {listed}"]
-    return {**values, **absent}, notes if absent else []
+    if values.get("moe_layers") and isinstance(experts, dict):
+        given = {key.removeprefix("moe_") for key in experts}
+        usual = {key: value for key, value in EXPERTS.items() if key not in given}
+        absent.update({"moe_params": {**experts, **usual}} if usual else {})
+    notes = []
+    if absent:
+        listed = ", ".join(f"{key} {shown(value)}" for key, value in absent.items())
+        notes.append(f"GPT-Neo's own values for absent keys: {listed}")
+    if str(values.get("opt_name")).lower() == "adafactor" and values.get("weight_decay"):
+        absent["weight_decay"] = 0.0
+        notes.append("weight_decay: GPT-Neo gives it to Adafactor as its decay rate, and nothing "
+                     "decays; it is 0 here, and decay_exponent says the rate")
+    # null is off there, and off is the default of what has one and takes no null.
+    values = {key: value for key, value in values.items()
+              if value is not None or key in DEFAULTS or not _is_off_by_default(key)}
+    return {**values, **absent}, notes
+
+
+def _is_off_by_default(key: str) -> bool:
+    """Whether a key has a default and no meaning for null."""
+    field = next((group.model_fields[key] for group in keys.GROUPS if key in group.model_fields),
+                 None)
+    return field is not None and not field.is_required() and not (
+        type(None) in typing.get_args(field.annotation)
+        or any(isinstance(part, BeforeValidator) for part in field.metadata))
 
 
 def microbatches(values: dict[str, Any]) -> dict[str, Any]:
@@ -84,9 +106,10 @@ def datasets(values: dict[str, Any]) -> dict[str, Any]:
     config itself (`inline_datasets`), and modes of other names.
     """
     entries = values.get("datasets")
-    if not isinstance(entries, list):
+    inline = values.get("inline_datasets") or {}
+    if not isinstance(entries, list) or not isinstance(inline, dict):
         return values
-    inline = dict(values.get("inline_datasets") or {})
+    inline = dict(inline)
     new = [_entry(entry, values, inline) for entry in entries]
     if new == entries and inline == (values.get("inline_datasets") or {}):
         return values

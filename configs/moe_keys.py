@@ -74,6 +74,8 @@ class MoeParams(Keys):
                 if name == "switch_policy_eval" or given == "input_jitter":
                     continue
                 name, given = "switch_jitter", 0.0
+            if name in new and new[name] != given:
+                raise UserError(f"moe_params.{key}: {name} is given as well; keep one")
             new[name] = given
         return new
 
@@ -101,9 +103,12 @@ def architecture(config: Any) -> dict[str, Any]:
     """What decides the shapes and the meaning of the experts' weights."""
     if not config.moe_layers:
         return {}
-    keys = ("num_experts", "hidden_size", "gating", "glu")
-    return {"moe_layers": sorted(set(config.moe_layers)), "moe_activation": config.moe_activation,
-            **{f"moe_params.{key}": getattr(config.moe_params, key) for key in keys}}
+    facts = {f"moe_params.{key}": getattr(config.moe_params, key)
+             for key in ("num_experts", "hidden_size", "gating", "glu")}
+    if facts["moe_params.hidden_size"] == 4 * config.n_embd:  # the same weights, written out
+        facts["moe_params.hidden_size"] = None
+    layers = sorted({layer for layer in config.moe_layers if layer < config.n_layer})
+    return {"moe_layers": layers, "moe_activation": config.moe_activation, **facts}
 
 
 def check(config: Any) -> list[str]:
@@ -117,7 +122,7 @@ def check(config: Any) -> list[str]:
     """
     if not config.moe_layers:
         return []
-    if not config.speaks:
+    if not (config.speaks or config.mlm_training):
         raise UserError(f"moe_layers: model {config.model} is no language model; remove the key")
     if any(layer < 0 for layer in config.moe_layers):
         raise UserError("moe_layers: layers are counted from 0; remove the negative number")

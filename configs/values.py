@@ -97,7 +97,10 @@ def _dataset(item: Any) -> DatasetEntry:
     parts = [item] if isinstance(item, str) else item
     if not isinstance(parts, list | tuple) or not 1 <= len(parts) <= 4:
         raise ValueError(f"{shown(item)} is neither an id nor [id, stitch, mode, weight]")
-    entry = DatasetEntry(*parts)
+    # null is GPT-Neo's way to leave a part out.
+    usual = DatasetEntry._field_defaults
+    entry = DatasetEntry(*(usual.get(name) if part is None else part
+                           for name, part in zip(DatasetEntry._fields, parts, strict=False)))
     if not isinstance(entry.id, str) or not entry.id:
         raise ValueError(f"{shown(item)} does not begin with a dataset's id")
     if type(entry.stitch) is not int or entry.stitch < 1:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from mesh.optimized import Schedule
 
 ABSENT = ("--preflight: the TPU compiler is not installed; `make preflight-env` installs it "
           "(libtpu, 140 MB; no TPU is needed), or pip install -r requirements-preflight.txt")
+
+# The compiler's process has to find this package, wherever the command was given.
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +74,7 @@ def compile_for(program, tpu, mesh):
     """
     done = subprocess.run(
         [sys.executable, "-m", "mesh.compiler", tpu.topology, str(program.cores)],
-        input=program.module, capture_output=True)
+        input=program.module, capture_output=True, cwd=_ROOT)
     first, _, optimized = done.stdout.partition(b"\n")
     if done.returncode or not first:
         logging.debug("%s", done.stderr.decode("utf-8", "replace"))

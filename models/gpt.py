@@ -11,7 +11,8 @@ class GPT:
     """A GPT language model on a mesh.
 
     Its dimensions are the names that layout rules use: `batch`, `sequence`, `memory_length`,
-    `embed_sequence`, `embd`, `vocab`, `heads`, `features_per_head`, `intermediate_expanded`.
+    `embed_sequence`, `embd`, `vocab`, `heads`, `features_per_head`, `intermediate_expanded`,
+    `experts`, `expert_hidden`.
 
     Args:
       config: a configs.schema.RunConfig.

@@ -37,25 +37,25 @@ def of_run(config, functions):
 def rows(function, config, split, start):
     """The function's rows as the input pipeline has them, their shapes and ids checked."""
     found = function(config, split, start)
-    wanted = [config.n_ctx + 1]
+    wanted = [config.window_size + 1]
     if not isinstance(found, tf.data.Dataset | tf.compat.v2.data.Dataset) or not (
             isinstance(found.element_spec, dict) and "tokens" in found.element_spec):
         raise UserError(f"input_fn: {config.input_fn} must return a tf.data.Dataset of dicts with "
                         f"\"tokens\", integers {wanted}")
     if not found.element_spec["tokens"].shape.is_compatible_with(wanted):
         raise UserError(f"input_fn: {config.input_fn} gives tokens of shape "
-                        f"{found.element_spec['tokens'].shape}, and n_ctx + 1 = {wanted[0]} are "
-                        "needed")
+                        f"{found.element_spec['tokens'].shape}, and {wanted[0]} are needed: a "
+                        "window and the token after it")
     return found.map(functools.partial(_row, config))
 
 
 def _row(config, row):
-    tokens = tf.ensure_shape(row["tokens"], [config.n_ctx + 1])
+    tokens = tf.ensure_shape(row["tokens"], [config.window_size + 1])
     message = f"dataset {config.input_fn}: token ids have to be below {config.n_vocab}:"
     right = tf.debugging.Assert(tf.reduce_all((tokens >= 0) & (tokens < config.n_vocab)),
                                 [message, tf.reduce_min(tokens), tf.reduce_max(tokens)])
     with tf.control_dependencies([right]):
-        valid = tf.cast(row.get("valid", config.n_ctx), tf.int32)
+        valid = tf.cast(row.get("valid", config.window_size), tf.int32)
         return {"tokens": tf.cast(tokens, tf.int32), "valid": tf.reshape(valid, [])}
 
 

@@ -156,5 +156,5 @@ def windows(config, number, source):
     if not found.windows:
         raise UserError(f"dataset {source.entry.id}: its {split.name} split of "
                         f"{split.total('tokens')} tokens does not fill one window of n_ctx + 1 = "
-                        f"{config.n_ctx + 1}; lower n_ctx or add text")
+                        f"{config.window_size + 1}; lower n_ctx or add text")
     return found

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import dataset_files, keys, legacy, legacy_gpt2, legacy_neo, reading, schema
+from configs import dataset_files, legacy, legacy_gpt2, legacy_neo, reading, schema
 from configs.errors import UserError
 
 BASE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_ctx": 16, "n_vocab": 100, "lr": 1e-3,
@@ -118,14 +118,39 @@ def test_gpt_neos_folder_of_dataset_configs(load, tmp_path, monkeypatch):
     assert dataset_files.path("other").endswith("datasets/other.json")
 
 
-def test_gpt_neos_z_loss_is_on_where_there_is_one(monkeypatch):
-    class Group:
-        model_fields = {"z_loss": None, "lr_decay": None}
-
-    monkeypatch.setattr(keys, "GROUPS", (Group,))
+def test_gpt_neos_own_values():
     values, notes = legacy_neo.complete({"predict_steps": 0})
     assert values == {"predict_steps": 0, "lr_decay": "constant", "z_loss": 1e-4} and notes
     assert legacy_neo.complete({"n_layer": 1}) == ({"n_layer": 1}, [])
+    experts = {"moe_layers": [1], "moe_params": {"moe_num_experts": 4}, "predict_steps": 0}
+    assert legacy_neo.complete(experts)[0]["moe_params"] == {
+        "moe_num_experts": 4, "hidden_size": 4096, "min_expert_capacity": 1}
+    # Its Adafactor has no decay, and takes the key for something else.
+    values, notes = legacy_neo.complete({"predict_steps": 0, "opt_name": "adafactor",
+                                         "weight_decay": 0.8})
+    assert values["weight_decay"] == 0 and "decay rate" in notes[-1]
+
+
+def test_null_is_off_in_gpt_neo(load):
+    off = dict.fromkeys(["mlm_training", "mlm_mask_prob", "no_weight_tie", "recompute_grad", "seed",
+                         "scale_by_depth", "res_dropout", "iterations", "moe_layers", "z_loss",
+                         "gradient_clipping", "lr_decay", "weight_decay"])
+    config = load({**BASE, **off, "predict_steps": 0, "datasets": [["neo", None, None, None]]})
+    assert config.datasets == [("neo", 1, None, 1.0)]
+    assert (config.gradient_clipping, config.lr_decay, config.z_loss) == (0, "constant", 0)
+    assert not config.mlm_training and config.mlm_mask_prob == 0.15
+    with pytest.raises(UserError, match="no_weight_tie"):  # a config of today says what it means
+        load({**BASE, "no_weight_tie": None})
+
+
+@pytest.mark.parametrize("changes, wanted", [
+    ({"inline_datasets": [1], "datasets": ["a"]}, "inline_datasets"),
+    ({"model": "GPT2MOE", "n_layer": "12"}, "n_layer"),
+    ({"max_steps": 5, "data_path": "d", "input": ["openwebtext"]}, "input")])
+def test_values_of_wrong_types_have_one_line(load, changes, wanted):
+    with pytest.raises(UserError, match=wanted) as caught:
+        load({**{key: value for key, value in BASE.items() if key != "datasets"}, **changes})
+    assert "\n" not in str(caught.value)
 
 
 # ConnorJL/GPT2.

@@ -17,7 +17,7 @@ def test_contradictions(changes, message):
 
 
 @pytest.mark.parametrize(("old", "new"), [
-    ({"entmax_loss": True}, {"entmax_alpha": 1.3}), ({"entmax_loss": False}, {}),
+    ({"entmax_loss": True}, {"entmax_alpha": 1.3}), ({"entmax_loss": False}, {"entmax_alpha": 1.0}),
     ({"entmax_loss": None, "z_loss": None}, {"z_loss": 0.0}), ({"z_loss": 1e-4}, {"z_loss": 1e-4})])
 def test_older_names(old, new):
     assert legacy.translate(old)[0] == new

@@ -65,10 +65,11 @@ def test_random_second_choices_are_all_taken_outside_of_training():
 
 
 def test_gpt2moe_has_experts_in_every_other_layer():
-    assert legacy.translate({"model": "GPT2MOE", "n_layer": 6})[0] == {
+    assert legacy.translate({"model": "GPT2MOE", "n_layer": 6}, whole=True)[0] == {
         "model": "GPT", "n_layer": 6, "moe_layers": [1, 3, 5]}
-    assert legacy.translate({"model": "GPT2MOE", "n_layer": 6, "moe_layers": [2]})[0] == {
-        "model": "GPT", "n_layer": 6, "moe_layers": [2]}
+    assert legacy.translate({"model": "GPT2MOE", "n_layer": 6, "moe_layers": [2]}, whole=True)[0] \
+        == {"model": "GPT", "n_layer": 6, "moe_layers": [2]}
+    assert legacy.translate({"model": "GPT2MOE"})[0] == {"model": "GPT"}  # as --set gives it
 
 
 def test_the_architecture_has_what_decides_the_experts_weights():
@@ -78,7 +79,9 @@ def test_the_architecture_has_what_decides_the_experts_weights():
     assert {key for key in one if key not in plain} == {
         "moe_layers", "moe_activation", "moe_params.num_experts", "moe_params.hidden_size",
         "moe_params.gating", "moe_params.glu"}
-    assert graphs.config(moe_layers=[1], moe_params={"loss_coef": 0.0}).architecture() == one
+    for same in [{"loss_coef": 0.0}, {"hidden_size": 4 * graphs.config().n_embd}]:
+        assert graphs.config(moe_layers=[1], moe_params=same).architecture() == one
+    assert graphs.config(moe_layers=[1, 9]).architecture() == one  # there is no layer 9
 
 
 @pytest.mark.parametrize(("layout", "travel"), [

@@ -51,6 +51,24 @@ def test_it_learns_and_says_so(learnt):
     assert "loss/mlm" in jobs.scalars(str(model_path))
 
 
+def test_entmax_and_ids_that_are_never_predicted(learnt):
+    """The entmax has fewer tokens than the softmax; ignored ids are never filled in."""
+    config, encoder = schema.load(learnt[0]), encoders.load("byte")
+    prompt = filler.encode(config, encoder, "the sky is bl[MASK]e.")
+    place = prompt.index(MASK)
+    hot = dict(num_samples=60, temperature=1.5)
+
+    def found(**changes):
+        other = filler.Filler(config.replace(**changes), encoder)
+        return {sample.tokens[place] for sample in other.fill([prompt], **hot)}
+
+    plain = found()
+    assert len(found(entmax_sampling=True, entmax_alpha=2.0)) < len(plain)
+    likeliest = ord("u")
+    assert likeliest in plain
+    assert likeliest not in found(mlm_mask_ignore_ids=[likeliest])
+
+
 def test_evaluation_masks_the_same_whatever_the_seed_and_batch_size(learnt, capsys):
     path, _, result = learnt
     wanted = result.summary

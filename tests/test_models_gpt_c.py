@@ -62,10 +62,16 @@ def weights():
     return clip_runs.shaken({name: value.shape for name, value in full(config()).weights.items()})
 
 
-@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES)
-def test_incremental_equals_full(weights, mesh_shape, layout):
+MIXED = dict(n_layer=4, attention_types=["linear", "none", "local", "global"], num_mem_kv=2,
+             local_attention_radius=4, norm="rms", parallel_residual="two_norms", mlp_glu=True)
+
+
+@pytest.mark.parametrize(("keys", "mesh_shape", "layout"),
+                         [({}, *MESHES[0]), ({}, *MESHES[1]), (MIXED, *MESHES[1])])
+def test_incremental_equals_full(keys, mesh_shape, layout):
     """Rows of different lengths, shorter and longer than the student's reach of 2 · 2 + 1."""
-    run, held, steps = config(), np.array([9, 3, 1, 6], np.int32), [2, 1]
+    run, held, steps = config(**keys), np.array([9, 3, 1, 6], np.int32), [2, 1]
+    weights = clip_runs.shaken({name: value.shape for name, value in full(run).weights.items()})
     wanted = full(run, weights)["y"]
 
     def build(mesh):
@@ -77,7 +83,8 @@ def test_incremental_equals_full(weights, mesh_shape, layout):
             new = np.stack([TOKENS[row, a:a + n] for row, a in enumerate(at)])
             outputs[f"y{i}"], caches = model.hidden_incremental(
                 ctx, graphs.give(mesh, new, batch, graphs.dim("new_tokens", n)),
-                graphs.give(mesh, at, batch), caches)
+                graphs.give(mesh, at, batch), caches,
+                count=graphs.give(mesh, held, batch) if i == 0 else None)
             at = held if i == 0 else at + np.int32(n)
         return outputs
 

@@ -1,11 +1,17 @@
 """main.py --preflight: refusals, and tiny steps compiled by the TPU compiler where it is there."""
 
 import json
+import types
 
+import graphs
 import jobs
 import pytest
 
+from configs import schema
 from mesh import pjrt
+from mesh.compat import mtf
+from training import ahead, objectives
+from training import preflight as preflight_run
 
 compiled = pytest.mark.skipif(pjrt.library() is None,
                               reason="libtpu compiles: requirements-preflight.txt")
@@ -25,6 +31,33 @@ def test_refusals(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pjrt, "library", lambda: None)
     error = preflight(capsys, tmp_path, "v3-8").error
     assert "make preflight-env" in error and "requirements-preflight.txt" in error
+
+
+def test_a_masked_step_is_made_without_data(tmp_path):
+    """Its rows begin with a token of their own, so that windows are a token shorter."""
+    config = schema.load(jobs.config(tmp_path, ABSENT, **{
+        **SPLIT, "mesh_shape": "x:2", "mlm_training": True, "mlm_cls_token_id": 1, "n_layer": 1}))
+    facts, specs = preflight_run._data(config)
+    program, _ = ahead.program(config, objectives.of_run(config, facts), specs)
+    assert program.cores == 2
+
+
+def test_model_flops_count_what_a_token_passes():
+    def flops(config, **sizes):
+        shapes = {name: mtf.Shape([mtf.Dimension(d, n) for d, n in dims])
+                  for name, dims in sizes.items()}
+        return preflight_run.model_flops(config, [
+            (types.SimpleNamespace(name=name, shape=shape, trainable=True),)
+            for name, shape in shapes.items()])
+
+    plain = graphs.config(n_layer=2, n_ctx=8, n_embd=16)
+    assert flops(plain, a=[("x", 5)]) == 6 * 5 + 12 * 2 * 8 * 16
+    mixed = plain.replace(attention_types=["local", "none"], local_attention_radius=4)
+    assert flops(mixed, a=[("x", 5)]) == 6 * 5 + 12 * 4 * 16
+    experts = graphs.config(n_layer=2, n_ctx=8, n_embd=16, moe_layers=[1],
+                            moe_params={"num_experts": 4, "gating": "top_2"})
+    assert flops(experts, a=[("x", 5)], b=[("experts", 4), ("x", 6)]) == (
+        6 * (5 + 2 * 6) + 12 * 2 * 8 * 16)
 
 
 @compiled

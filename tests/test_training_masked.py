@@ -198,6 +198,20 @@ def test_meshes_and_microbatches_and_resuming_give_the_same(tmp_path, capsys):
     jobs.assert_same_bits(jobs.weights(tmp_path / "one"), jobs.weights(tmp_path / "stopped"))
 
 
+def test_experts_and_other_losses(tmp_path, capsys):
+    """What is minimised is the sum of the terms that TensorBoard shows, by their weights."""
+    path = jobs.config(tmp_path, jobs.dataset(tmp_path), train_steps=2, steps_per_checkpoint=2,
+                       iterations=1, moe_layers=[0], moe_params={"num_experts": 2, "z_loss": 0.1},
+                       z_loss=0.01, **KEYS)
+    jobs.here(capsys, path)
+    shown = jobs.scalars(str(tmp_path / "run"))
+    for step in (1, 2):
+        total = sum(weight * shown[f"loss/{name}"][step] for name, weight in
+                    [("mlm", 1), ("z", 0.01), ("moe_z", 0.1), ("moe_balance", 0.01)])
+        assert shown["loss"][step] == pytest.approx(total, rel=1e-5)
+        assert shown["loss/z"][step] > 0 and shown["loss/moe_balance"][step] > 0
+
+
 def test_weights_of_one_kind_are_not_taken_for_the_other(tmp_path, capsys):
     data = jobs.dataset(tmp_path)
     for name, keys, other in [("plain", {}, "true"), ("masked", KEYS, "false")]:

@@ -2,12 +2,14 @@
 
 import types
 
+import graphs
 import numpy as np
 import pytest
 
 from configs.errors import UserError
 from mesh.compat import mtf, tf
-from training import optimizers
+from models import gpt, layers
+from training import optimizers, updates
 
 MESHES = [("x:1", ""), ("x:2", "rows:x"), ("x:2,y:2", "rows:x;columns:y")]
 ROWS, COLUMNS, HEADS = (mtf.Dimension(n, s) for n, s in
@@ -183,6 +185,26 @@ def test_bfloat16_activations_leave_master_weights_unrounded(build):
     grad = {n: np.ones_like(v) for n, v in values(1).items()}
     after = run.train([grad] * 10, [1e-4] * 10)
     np.testing.assert_allclose(after["kernel"] - values(1)["kernel"], -1e-3, atol=2.4e-6)
+
+
+def test_biases_of_a_gpt_do_not_decay():
+    """Nor those that are packed: of queries, keys and values, and of gates."""
+    config = graphs.config(mlp_glu=True)
+
+    def build(mesh):
+        dims = graphs.dim("batch", 2), graphs.dim("sequence", 4)
+        gpt.GPT(config, 61).hidden(layers.Context(mesh, config),
+                                   graphs.give(mesh, np.zeros([2, 4], np.int32), *dims))
+        optimizer = updates.Optimizer(tf.constant(0.1), 0.5)
+        decays.update({v.name: optimizer.decay_factor(v) is not None
+                       for v in mesh.graph.trainable_variables})
+        return {"x": mtf.zeros(mesh, mtf.Shape([]))}
+
+    decays = {}
+    graphs.run(build)
+    kept = {name for name, decayed in decays.items() if not decayed}
+    assert {"gpt/h0/attn/qkv/bias", "gpt/h0/mlp/in/bias"} <= kept
+    assert kept == {name for name in decays if name.endswith(("/bias", "/gain"))}
 
 
 @pytest.mark.parametrize("build", [

@@ -150,7 +150,8 @@ def test_trains_two_steps(name, tmp_path, others, text, trained):
     for weight in WEIGHTS[config.model]:
         assert weight in seen
     if config.model == "clip_student":
-        assert 0 < losses[1] < losses[0]
+        # Targets have a variance of 1, each of the two steps other ones: so a validation tells.
+        assert 0 < jobs.metrics(config.model_path)[-1]["eval_loss"] < losses[0] - 0.5
     else:
         # Nothing is known at first.
         assert losses[0] == pytest.approx(loss_of_ignorance(config), abs=0.3)

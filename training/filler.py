@@ -138,7 +138,10 @@ class Filler:
             at_mask = local(lambda x, at: tf.gather(x, at, batch_dims=1),
                             [hidden, on_mesh["position"]], ([batch, model.embd], hidden.dtype),
                             name="at_mask")
-            logits = self._allowed(model.logits(ctx, at_mask), model.vocab)
+            logits = model.logits(ctx, at_mask)
+            if config.entmax_sampling:
+                logits = sampling.entmax_logits(logits, self.encoder.n_vocab, config.entmax_alpha)
+            logits = self._allowed(logits, model.vocab)
             settings = sampling.Settings(*(on_mesh[name] for name in
                                            ("temperature", "top_k", "top_p", "seed")))
             chosen = sampling.sample_token(logits, self.encoder.n_vocab, settings,
@@ -151,9 +154,10 @@ class Filler:
             return feeds, lowering.export_to_tf_tensor(chosen)
 
     def _allowed(self, logits, vocab):
-        """Logits with those of the mask and of what begins each row out of reach."""
-        banned = [number for number in (self.config.mlm_mask_id, self.config.mlm_cls_token_id)
-                  if number is not None]
+        """Logits with those of the mask and of ids that are never predicted out of reach."""
+        config = self.config
+        banned = [number for number in (config.mlm_mask_id, config.mlm_cls_token_id,
+                                        *config.mlm_mask_ignore_ids) if number is not None]
         ids = mtf.range(logits.mesh, vocab, tf.int32)
         return local(lambda x, i: tf.where_v2(
             tf.reduce_any(tf.equal(i[:, None], banned), 1), -1e9, tf.cast(x, tf.float32)),

@@ -15,7 +15,7 @@ import numpy as np
 from configs import layouts, schema
 from configs.errors import UserError
 from mesh.compat import tf
-from training import checkpoints
+from training import checkpoints, updates
 
 # What is frozen, by kind of run: (key of the section clip, kind of run that it must be, scope).
 SOURCES = {"clip_student": ("teacher", "clip", "clip_text"),
@@ -97,9 +97,10 @@ def _load(directory, key, kind, scope):
 
 def _hash(checkpoint, scope):
     reader = tf.train.NewCheckpointReader(checkpoint)
+    slots = tuple(f"/{name}" for name in updates.SLOTS)
     digest = hashlib.sha256()
     for name, shape in sorted(reader.get_variable_to_shape_map().items()):
-        if name.startswith(scope + "/") and "/adam_" not in name and "/ada_" not in name:
+        if name.startswith(scope + "/") and not name.endswith(slots):
             digest.update(json.dumps([name, shape]).encode())
             digest.update(np.ascontiguousarray(reader.get_tensor(name)).tobytes())
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import inputs
 from configs.errors import UserError
@@ -32,8 +33,6 @@ def run(config, name):
     facts, specs = _data(config)
     objective = objectives.of_run(config, facts, frozen.of_run(config))
     program, impl = ahead.program(config, objective, specs)
-    parameters = sum(variable.shape.size for variable, _ in impl.variables.values()
-                     if variable.trainable)
     logging.info("compiling for %s (%s); this takes minutes for a large model", name, tpu.topology)
     found = preflight.compile_for(program, tpu, config.mesh)
     tokens = config.train_batch_size * config.n_ctx
@@ -41,15 +40,33 @@ def run(config, name):
         _print_refusal(found, tpu)
     else:
         _print_report(found, tpu, tokens, config.train_steps,
-                      model_flops(config, parameters) * tokens)
+                      model_flops(config, impl.variables.values()) * tokens)
 
 
-def model_flops(config, parameters):
-    """FLOPs of a training step for each token, recomputation left out: 6N + 12·layers·n_ctx·width.
+def model_flops(config, variables):
+    """FLOPs of a training step for each token, recomputation left out: 6N + 12·layers·seen·width.
 
-    Chowdhery et al. 2022 (PaLM), appendix B; the second term is attention's.
+    Chowdhery et al. 2022 (PaLM), appendix B; the second term is attention's, with the tokens that a
+    layer's kind of attention sees: n_ctx, the radius of local layers, none of linear ones. Of a
+    layer's experts N counts those that a token is routed to, and shared weights as often as they
+    are used.
+
+    Args:
+      config: the run's config.
+      variables: pairs that begin with an mtf.Variable, all of the step's.
     """
-    return 6 * parameters + 12 * config.n_layer * config.n_ctx * config.n_embd
+    moe = config.moe_params
+    routed = (1 if moe.gating == "top_1" else 2) / moe.num_experts
+    parameters = 0
+    for variable, *_ in variables:
+        if variable.trainable:
+            used = routed if "experts" in variable.shape.dimension_names else 1
+            if config.share_parameters and re.search(r"(^|/)h/", variable.name):
+                used *= config.n_layer
+            parameters += used * variable.shape.size
+    seen = {"global": config.n_ctx, "local": min(config.local_attention_radius, config.n_ctx)}
+    reach = sum(seen.get(kind, 0) for kind in config.attention_types)
+    return 6 * parameters + 12 * reach * config.n_embd
 
 
 def _data(config):
@@ -66,7 +83,7 @@ def _data(config):
     facts = inputs.Facts(tokens=0, bytes=None, decoded_bytes=None, windows=0, encoder=None,
                          encoder_hash=None, n_vocab=config.n_vocab, eos_id=None, datasets=())
     batch = config.train_batch_size
-    return facts, {"tokens": tf.TensorSpec([batch, config.n_ctx + 1], tf.int32),
+    return facts, {"tokens": tf.TensorSpec([batch, config.window_size + 1], tf.int32),
                    "valid": tf.TensorSpec([batch], tf.int32)}
 
 

@@ -11,6 +11,9 @@ import numpy as np
 
 from mesh.compat import mtf, tf
 
+# The names of all optimizers' slots.
+SLOTS = ("adam_m", "adam_v", "sgd_m", "lion_m", "ada_m", "ada_v", "ada_row", "ada_col")
+
 
 class Optimizer:
     """What all optimizers share: one update for each variable, and which of them decay.
@@ -18,8 +21,8 @@ class Optimizer:
     Args:
       learning_rate: float32 tf tensor [].
       weight_decay: float, taken times the learning rate (decoupled,
-        https://arxiv.org/abs/1711.05101) from variables of rank ≥ 2; biases and layer-norm gains
-        keep their size.
+        https://arxiv.org/abs/1711.05101) from variables of rank ≥ 2; norms' gains and biases, also
+        where they are packed to more dimensions, keep their size.
     """
 
     def __init__(self, learning_rate, weight_decay):
@@ -54,7 +57,8 @@ class Optimizer:
 
     def decay_factor(self, variable):
         """What the update leaves of the variable: a float32 tf tensor [], or None for all of it."""
-        if len(variable.shape) < 2 or not self._weight_decay:
+        kept = len(variable.shape) < 2 or variable.name.endswith("/bias")
+        if kept or not self._weight_decay:
             return None
         return 1.0 - self._lr * self._weight_decay
 
