@@ -44,7 +44,8 @@ NEO_REMARKS = {
     "eval_batch_size": "absent it is train_batch_size",
     "predict_max_steps": "`--max_new_tokens` overrides it",
     "iterations": "steps between lines of progress",
-    "eval_tasks": "files of items; no task is downloaded",
+    "eval_tasks": "files of items; no task is downloaded, and \"lambada\" is the file that the "
+                  "dataset's `lambada_tokens_path` names",
     "datasets": "entries of five parts, [train glob, eval glob, stitch, mode, weight], are read "
                 "too, and the modes random_sample, document and documents",
     "input_fn": "sequential_input and generic_text are the default; other names are yours",

@@ -57,7 +57,7 @@ UNNEEDED = {
     "input": "datasets says how data is read",
     "lambada_n_steps": "all of LAMBADA is scored",
     "lambada_tokens_path": "the dataset's JSON names it",
-    "log_grads": "the gradient's norm is always logged",
+    "log_grads": "the norm of the whole gradient is always logged",
     "mode": "an internal value",
     "no_dataset": "datasets: [] says it",
     "num_cores": "mesh_shape says it",

@@ -23,6 +23,9 @@ def usual(config: Any) -> dict[str, float]:
 def unread(config: Any) -> list[str]:
     """Keys that a config sets to other than their default, and its optimizer does not read."""
     every = {key for keys in KEYS.values() for key in keys}
+    read = set(KEYS[config.opt_name])
+    if config.opt_name == "adafactor":
+        read.discard("decay_exponent" if config.decay_type == "adam" else "beta2")
     defaults = {key: field.default for key, field in type(config).model_fields.items()}
-    return sorted(key for key in every - set(KEYS[config.opt_name])
+    return sorted(key for key in every - read
                   if key in config.model_fields_set and getattr(config, key) != defaults[key])

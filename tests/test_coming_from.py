@@ -42,6 +42,47 @@ def test_the_page_is_the_tables(root):
             "run: python -m configs.coming_from > docs/coming-from.md"
 
 
+# What the systems before this one read, as their code says: nobody takes a row out unnoticed.
+THEIRS = {
+    "GPT-Neo": """n_embd n_head n_layer n_vocab n_ctx attention_types embed_dropout res_dropout
+        attn_dropout local_attention_radius num_mem_kv rotary_emb axial_pos_emb activation_fn
+        activation_function mlp_glu scalenorm rezero macaron share_parameters no_weight_tie
+        moe_layers moe_params moe_activation scale_by_depth scale_by_in z_loss entmax_loss lr
+        warmup_steps train_steps lr_decay lr_decay_end opt_name beta1 beta2 epsilon ada_epsilon1
+        ada_epsilon2 weight_decay gradient_clipping precision train_batch_size eval_batch_size
+        predict_batch_size iterations eval_steps predict_steps predict_max_steps
+        remove_partial_sequences eval_tasks tokens_per_mb_per_replica recompute_grad mesh_shape
+        layout datasets no_dataset input_fn seed shuffle_input_filenames mlm_training mlm_mask_id
+        mlm_cls_token_id mlm_mask_prob mlm_same_token_prob mlm_random_token_prob
+        mlm_mask_ignore_ids log_grads model model_path path eval_path tokenizer_path
+        tokenizer_is_pretrained eos_id padding_id lambada_tokens_path --tpu --gpu_ids --model
+        --steps_per_checkpoint --auto_layout --auto_layout_and_mesh_shape --new --predict --eval
+        --prompt --check_dataset --sacred_id --entmax_sampling --export --input_dir --files_per
+        --name --output_dir --encoder_path --minimum_size --ftfy --wikitext-detokenize --separator
+        --chunk_size --write_dataset_config --processes""",
+    "ConnorJL/GPT2": """encoder_path data_path predict_path input decay_type decay_exponent
+        max_steps top_k n_ctx n_vocab n_embd n_layer n_head scale_by_depth scale_by_in precision
+        iterations embed_dropout attn_dropout res_dropout --predict_file --predict_text --top_k""",
+    "mesh-transformer-jax": """layers d_model n_heads n_vocab norm pe pe_rotary_dims clip seq
+        cores_per_replica per_replica_batch gradient_accumulation_steps warmup_steps anneal_steps
+        lr end_lr weight_decay total_steps tpu_size bucket model_dir train_set val_set
+        eval_harness_tasks val_batches val_every ckpt_every keep_every name wandb_project comment
+        noise_scale_alpha early_cast early_collect rotary_dims""",
+    "nanoGPT": """out_dir eval_interval log_interval eval_iters eval_only always_save_checkpoint
+        init_from wandb_log wandb_project wandb_run_name dataset gradient_accumulation_steps
+        batch_size block_size n_layer n_head n_embd dropout bias learning_rate max_iters
+        weight_decay beta1 beta2 grad_clip decay_lr warmup_iters lr_decay_iters min_lr backend
+        device dtype compile start num_samples max_new_tokens temperature top_k seed"""}
+
+
+@pytest.mark.parametrize("system", THEIRS)
+def test_the_page_has_every_key_of_theirs(system):
+    sections = re.split(r"^## ", coming_from.page(), flags=re.M)
+    section = "".join(part for part in sections if part.startswith(system))
+    missing = [key for key in THEIRS[system].split() if f"`{key}`" not in section]
+    assert section and not missing
+
+
 @pytest.mark.parametrize("key", tables.NEO)
 def test_what_a_key_of_gpt_neo_is(load, key):
     state = coming_from.neo(key)

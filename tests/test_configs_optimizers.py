@@ -17,3 +17,7 @@ def test_keys_of_other_optimizers_are_named_once():
     assert graphs.config(ada_epsilon1=1e-30, nesterov=False).notes == []
     assert graphs.config(opt_name="sgd", beta2=0.9, decay_type="adam").notes == [
         "opt_name: sgd does not read beta2, decay_type"]
+    for unread, changes in [("beta2", dict(beta2=0.9)),
+                            ("decay_exponent", dict(decay_type="adam", decay_exponent=0.7))]:
+        assert graphs.config(opt_name="adafactor", **changes).notes == [
+            f"opt_name: adafactor does not read {unread}"]

@@ -318,6 +318,8 @@ def test_initial_weights_are_a_function_of_seed_and_name_alone():
 
 
 EVERY_KIND = ("linear", "none", "local", "global")
+EXPERTS = dict(moe_layers=[1], local_attention_radius=4,
+               moe_params={"num_experts": 4, "capacity_factor_eval": 4.0})
 
 
 @pytest.mark.parametrize(("changes", "mesh_shape", "layout"), [
@@ -329,7 +331,12 @@ EVERY_KIND = ("linear", "none", "local", "global")
             local_attention_radius=4), *mesh)
       for mesh in (*MESHES, ALONG[2], ALONG[5], ALONG[7])],
     *[(dict(position="alibi", attention_types=("local", "global"), num_mem_kv=2,
-            local_attention_radius=4), *mesh) for mesh in (*MESHES, ALONG[2], ALONG[5])]])
+            local_attention_radius=4), *mesh) for mesh in (*MESHES, ALONG[2], ALONG[5])],
+    # Experts that have room for all, in blocks of every style.
+    *[(dict(EXPERTS, **style), "x:2,y:2", "batch:x,experts:x,heads:y,expert_hidden:y")
+      for style in (dict(macaron=True, rezero=True, position="alibi"),
+                    dict(share_parameters=True, norm="scale", attention_types=("local", "linear")),
+                    dict(parallel_residual="one_norm", mlp_glu=True, norm="rms"))]])
 def test_incremental_hidden_states_equal_full_ones(changes, mesh_shape, layout):
     """Rows of several lengths, of whose first tokens the surplus ones count for nothing."""
     config = graphs.config(mesh_shape=mesh_shape, layout=layout, initializer_range=0.2, **changes)

@@ -1,5 +1,6 @@
 """A run whose loss has several parts: what is optimised, shown, evaluated and sampled."""
 
+import clip_runs
 import jobs
 import numpy as np
 import pytest
@@ -40,6 +41,20 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(shown):
     assert curves["loss/z"][1] == pytest.approx(np.log(257) ** 2, rel=0.01)
     assert 1.0 <= curves["loss/moe_balance"][1] < 1.5
     assert curves["loss/moe_z"][1] == pytest.approx(np.log(4) ** 2, rel=0.05)
+
+
+def test_a_supervised_run_has_these_terms_too(tmp_path, capsys):
+    student, _ = clip_runs.student(tmp_path / "student", n_layer=1, n_head=4)
+    path = jobs.config(tmp_path, jobs.dataset(tmp_path), model="gpt_c", n_layer=2, train_steps=2,
+                       clip={"student": student, "weight": 0.3, "samples": 16}, **TERMS)
+    jobs.here(capsys, path)
+    curves = jobs.scalars(schema.load(path).model_path)
+    for step in (1, 2):
+        weights = {"lm": 1.0, "z": 0.1, "moe_balance": 0.5, "moe_z": 0.2,
+                   "clip": curves["weight/clip"][step]}
+        total = sum(weight * curves[f"loss/{name}"][step] for name, weight in weights.items())
+        assert curves["loss"][step] == pytest.approx(total, rel=1e-5)
+        assert 0 < weights["clip"] < 0.31 and curves["loss/clip"][step] > 0
 
 
 def test_two_devices_show_what_one_does(shown):
