@@ -139,7 +139,7 @@ def test_an_own_function_gives_the_rows(own):
     (lambda config, split, start: [1, 2], "must return a tf.data.Dataset of dicts"),
     (lambda config, split, start: tf.data.Dataset.range(3), "must return a tf.data.Dataset"),
     (lambda config, split, start: tf.data.Dataset.from_tensors({"tokens": tf.zeros([4])}),
-     r"shape \(4,\), and n_ctx \+ 1 = 9 are needed")])
+     r"shape \(4,\), and 9 are needed")])
 def test_what_an_own_function_may_not_return(own, monkeypatch, wrong, message):
     monkeypatch.setitem(inputs.INPUT_FUNCTIONS, "counting", wrong)
     with pytest.raises(UserError, match=message):
