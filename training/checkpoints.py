@@ -92,6 +92,29 @@ def require_latest(config):
     return checkpoint
 
 
+def require_fitting(config):
+    """The newest checkpoint of the run, whose weights are the config's.
+
+    Raises:
+      UserError: there is none, or run.json says that they are others.
+    """
+    checkpoint, record = require_latest(config), read_record(config.model_path)
+    if record:
+        check_fits(config, record)
+    return checkpoint
+
+
+def check_vocabulary(config, encoder):
+    """Refuses an encoder with more ids than the model's table has rows.
+
+    Raises:
+      UserError: names the two numbers.
+    """
+    if encoder.n_vocab > config.n_vocab_padded:
+        raise UserError(f"n_vocab: {config.n_vocab} is less than the {encoder.n_vocab} ids of "
+                        f"encoder {encoder.spec}")
+
+
 def explain_restore_error(model_path, error):
     """One line about a tf.errors.OpError met in reading the newest checkpoint, or None."""
     path, text = latest(model_path), str(error)

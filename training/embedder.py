@@ -29,10 +29,7 @@ class Embedder:
             raise UserError(f"model: a model of kind {config.model} has no embeddings; give the "
                             "config of a clip or a clip_student")
         devices.prepare(config)
-        self.config, self.checkpoint = config, checkpoints.require_latest(config)
-        record = checkpoints.read_record(config.model_path)
-        if record:
-            checkpoints.check_fits(config, record)
+        self.config, self.checkpoint = config, checkpoints.require_fitting(config)
         self.encoder = encoder or checkpoints.encoder_of(config)
         held = tf.train.NewCheckpointReader(self.checkpoint).get_variable_to_shape_map()
         # A tower that was imported to teach has no pictures.

@@ -52,13 +52,8 @@ class Filler:
     def __init__(self, config, encoder):
         devices.prepare(config)
         self.config, self.encoder = config, encoder
-        self.checkpoint = checkpoints.require_latest(config)
-        record = checkpoints.read_record(config.model_path)
-        if record:
-            checkpoints.check_fits(config, record)
-        if encoder.n_vocab > config.n_vocab_padded:
-            raise UserError(f"n_vocab: {config.n_vocab} is less than the {encoder.n_vocab} ids of "
-                            f"encoder {encoder.spec}")
+        self.checkpoint = checkpoints.require_fitting(config)
+        checkpoints.check_vocabulary(config, encoder)
         # A multiple of the replicas; further rows idle.
         self._rows = -(-config.predict_batch_size // config.batch_split) * config.batch_split
         self._graph, self._lengths = tf.Graph(), {}

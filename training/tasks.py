@@ -10,9 +10,8 @@ import math
 
 import numpy as np
 
-from configs.errors import UserError
 from configs.values import task_name
-from training import items, lambada, language_models, scorer
+from training import checkpoints, items, lambada, language_models, scorer
 
 
 class Tasks:
@@ -29,9 +28,7 @@ class Tasks:
     """
 
     def __init__(self, config, encoder):
-        if encoder.n_vocab > config.n_vocab_padded:
-            raise UserError(f"n_vocab: {config.n_vocab} is less than the {encoder.n_vocab} ids of "
-                            f"encoder {encoder.spec}")
+        checkpoints.check_vocabulary(config, encoder)
         self._config, self._n_valid, self._scorer = config, encoder.n_vocab, None
         self._files = {task_name(entry): _File(entry, encoder, config)
                        for entry in config.eval_tasks}
