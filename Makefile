@@ -6,6 +6,9 @@ VENV = .venv
 PYTHON =
 INSTALLED =
 
+# Test processes at once; a file's tests stay together.
+WORKERS = 2
+
 # Twice quiet: errors alone.
 INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 RUN_PYTHON = $(or $(INSTALLED),$(VENV)/bin/python)
@@ -44,7 +47,7 @@ demo: $(READY)  ## CLIP, its student and language models with and without it; QU
 	@$(RUN_PYTHON) benchmarks/clip_experiment.py --data data/$(DEMO) --out runs/$(DEMO) $(DEMO_FLAGS)
 
 test: $(DEV_READY)  ## run the tests, fast ones first; PYTEST_FLAGS="-k words" for some
-	$(RUN_PYTHON) -m pytest $(PYTEST_FLAGS)
+	$(RUN_PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_FLAGS)
 
 lint: $(DEV_READY)  ## check the style with ruff
 	$(RUN_PYTHON) -m ruff check .

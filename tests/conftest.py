@@ -11,9 +11,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Runs the fast tests first."""
+    """Runs the fast tests first, and those of a file in one process, which shares its fixtures."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    for item in items:
+        slow = "-slow" if item.get_closest_marker("slow") else ""
+        item.add_marker(pytest.mark.xdist_group(item.path.name + slow))
 
 
 @pytest.fixture(scope="session")
