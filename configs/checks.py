@@ -66,9 +66,10 @@ def _check_positions(config: Any) -> None:
 
 def _check_gate(config: Any) -> None:
     if config.mlp_glu and config.activation_function in (
-            "softmax", "log_softmax", "logsoftmax"):
+            "softmax", "log_softmax", "logsoftmax", "crelu"):
+        why = "gives two" if config.activation_function == "crelu" else "mixes"
         raise UserError(f"activation_function: {config.activation_function} is no gate, since it "
-                        "mixes features; take another or set mlp_glu to false")
+                        f"{why} features; take another or set mlp_glu to false")
 
 
 def _check_attention(config: Any) -> None:

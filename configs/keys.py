@@ -30,7 +30,9 @@ Activation = Literal["gelu", "gelu_exact", "quick_gelu", "relu", "relu6", "squar
                      "id", "abs", "sign", "sin", "cos", "lrelu001", "lrelu020", "triangle_relax",
                      "square_relax", "spike", "spike2", "tanhshrink", "bipolarsigmoid", "elish",
                      "arcsinh", "maxsig", "maxtanh", "minsin", "cosid", "tanhexp", "lisht",
-                     "seagull", "snake", "roottanh", "softplusmone", "logsoftmax"]
+                     "seagull", "snake", "roottanh", "softplusmone", "logsoftmax",
+                     # Those with weights of their own, or with chance; and one that gives two.
+                     "prelu", "aria", "parcsinh", "psoftplus", "proottanh", "rrelu", "crelu"]
 AxialDims = Annotated[list[int] | None, BeforeValidator(values.axial_dims)]
 Parallel = Annotated[Literal["none", "one_norm", "two_norms"],
                      BeforeValidator(values.parallel_residual)]

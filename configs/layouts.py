@@ -39,8 +39,8 @@ DIMENSIONS = {
     "mem_kv": Dimension("num_mem_kv", "learned memory keys and values of a head", False),
     "intermediate_expanded": Dimension("intermediate_size, or 4 × n_embd",
                                        "hidden width of a feed-forward block", True),
-    "glu": Dimension("2", "value and gate of a gated feed-forward block, packed into one weight",
-                     False),
+    "glu": Dimension("2", "value and gate of a gated feed-forward block, or the two parts of "
+                          "crelu, in one weight", False),
     "axial_dim_0": Dimension("axial_dims", "rows of the first table of axial positions", False),
     "axial_dim_1": Dimension("axial_dims", "rows of the second one", False),
     "experts": Dimension("moe_params.num_experts",

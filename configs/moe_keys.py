@@ -126,6 +126,9 @@ def check(config: Any) -> list[str]:
         raise UserError(f"moe_layers: model {config.model} is no language model; remove the key")
     if any(layer < 0 for layer in config.moe_layers):
         raise UserError("moe_layers: layers are counted from 0; remove the negative number")
+    if config.moe_activation == "crelu":
+        raise UserError("moe_activation: experts have no crelu, which gives two features for each; "
+                        "take another")
     beyond = [layer for layer in config.moe_layers if layer >= config.n_layer]
     if len(beyond) == len(config.moe_layers):
         raise UserError(f"moe_layers: none of {shown(beyond)} is a layer; they are counted from 0, "

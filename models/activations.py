@@ -7,6 +7,7 @@ from tensorflow import nn
 from configs.errors import UserError
 from mesh import slices
 from mesh.compat import mtf, tf
+from models import trained_activations
 
 
 def _elish(x):
@@ -81,29 +82,71 @@ OVER_FEATURES = {
     "softmax": mtf.softmax, "log_softmax": mtf.log_softmax, "logsoftmax": mtf.log_softmax}
 
 
-def activation(x, name):
-    """Applies the activation called `name`."""
+def activation(ctx, x, name, site):
+    """Applies an activation.
+
+    Args:
+      ctx: a models.layers.Context, for those of trained_activations.
+      x: of any shape.
+      name: of the activation, any but crelu.
+      site: a name that is unique in the model.
+
+    Returns:
+      a tensor like `x`.
+    """
     if name in OVER_FEATURES:
         return _over_features(x, OVER_FEATURES[name])
+    if name in trained_activations.NAMES:
+        function, further = trained_activations.prepared(ctx, name, x.shape, site)
+
+        def in_float32(x, *further):
+            return tf.cast(function(tf.cast(x, tf.float32), *further), x.dtype)
+
+        return slices.local(in_float32, [x, *further], (x.shape, x.dtype), name=name)
     if name not in ACTIVATIONS:
-        known = ", ".join([*ACTIVATIONS, *OVER_FEATURES])
+        known = ", ".join([*ACTIVATIONS, *OVER_FEATURES, *trained_activations.NAMES])
         raise UserError(f"activation_function: {name!r} is not one of {known}")
     return slices.local(ACTIVATIONS[name], [x], (x.shape, x.dtype), elementwise=True, name=name)
 
 
-def gated(x, dim, name):
+def crelu(x, dim):
+    """Concatenated relu: what is above 0, and what is below (Shang et al. 2016).
+
+    Args:
+      x: [..., features].
+      dim: a dimension of size 2, which no layout splits.
+
+    Returns:
+      [..., dim, features]: relu(x) and relu(−x).
+    """
+    shape = [*x.shape.dims[:-1], dim, x.shape.dims[-1]]
+    return slices.local(lambda x: tf.stack([tf.nn.relu(x), tf.nn.relu(-x)], -2), [x],
+                        (shape, x.dtype), name="crelu")
+
+
+def gated(ctx, x, dim, name, site):
     """A gated linear unit: value · activation(gate). Shazeer 2020, equation 6.
 
     Args:
       x: [..., dim, features]; index 0 of `dim` is the value, 1 the gate.
       dim: a dimension of size 2, which no layout splits.
-      name: of the gate's activation, one in ACTIVATIONS.
+      name: of the gate's activation, which is not one of OVER_FEATURES, nor crelu.
+      ctx, site: see `activation`.
 
     Returns:
       [..., features].
     """
-    shape = [d for d in x.shape.dims if d != dim]
-    return slices.local(_gate(name), [x], (shape, x.dtype), elementwise=True, name=f"{name}_gate")
+    shape = mtf.Shape([d for d in x.shape.dims if d != dim])
+    if name not in trained_activations.NAMES:
+        return slices.local(_gate(name), [x], (shape, x.dtype), elementwise=True,
+                            name=f"{name}_gate")
+    function, further = trained_activations.prepared(ctx, name, shape, site)
+
+    def in_float32(x, *further):
+        gate = function(tf.cast(x[..., 1, :], tf.float32), *further)
+        return x[..., 0, :] * tf.cast(gate, x.dtype)
+
+    return slices.local(in_float32, [x, *further], (shape, x.dtype), name=f"{name}_gate")
 
 
 # The same function each time, so that it is compiled once.

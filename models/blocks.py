@@ -38,7 +38,7 @@ class Blocks:
       heads: attention heads.
       features: features of a head.
       intermediate: the hidden dimension of the feed-forward part.
-      activation: a name in models.activations.ACTIVATIONS.
+      activation: the name of one of models.activations.
       epsilon: of the norms.
       stddevs: the initial standard deviations of the kernels, as in `Deviations`.
       dropout: rate on what is added to the residual stream.
@@ -84,8 +84,8 @@ class Blocks:
         def block(x):
             if self.style.macaron:
                 # As in GPT-Neo, the first half reads the stream itself and has no rezero.
-                x += 0.5 * self._dropped(ctx, self._mlp(ctx, x, "mlp_macaron"), layer,
-                                         "mlp_macaron")
+                x += 0.5 * self._dropped(ctx, self._mlp(ctx, x, layer, "mlp_macaron"),
+                                         layer, "mlp_macaron")
             parallel, stream = self.style.parallel_residual, x
             if attend or parallel == "one_norm":
                 y = self._norm(ctx, x, "norm_1")
@@ -117,22 +117,21 @@ class Blocks:
     def _feed_forward(self, ctx, x, layer):
         """What the feed-forward part adds to the residual stream, given the norm of it."""
         experts = self.moe and layer in self.moe.layers
-        y = self.moe(ctx, x, layer) if experts else self._mlp(ctx, x, "mlp")
+        y = self.moe(ctx, x, layer) if experts else self._mlp(ctx, x, layer, "mlp")
         return self._residual(ctx, 0.5 * y if self.style.macaron else y, layer, "mlp")
 
-    def _mlp(self, ctx, x, name):
-        gate = mtf.Dimension("glu", 2)
+    def _mlp(self, ctx, x, layer, name):
+        two, hidden, site = mtf.Dimension("glu", 2), [self.intermediate], f"h{layer}/{name}"
         with tf.variable_scope(name):
+            inside = [two, *hidden] if self.style.mlp_glu else hidden
+            h = layers.dense(ctx, x, [self.embd], inside, "in", self.stddevs.mlp_in)
             if self.style.mlp_glu:
-                h = layers.dense(ctx, x, [self.embd], [gate, self.intermediate], "in",
-                                 self.stddevs.mlp_in)
-                h = activations.gated(h, gate, self.activation)
+                h = activations.gated(ctx, h, two, self.activation, site)
+            elif self.activation == "crelu":
+                h, hidden = activations.crelu(h, two), [two, *hidden]
             else:
-                h = layers.dense(ctx, x, [self.embd], [self.intermediate], "in",
-                                 self.stddevs.mlp_in)
-                h = activations.activation(h, self.activation)
-            return layers.dense(ctx, h, [self.intermediate], [self.embd], "out",
-                                self.stddevs.mlp_out)
+                h = activations.activation(ctx, h, self.activation, site)
+            return layers.dense(ctx, h, hidden, [self.embd], "out", self.stddevs.mlp_out)
 
     def _residual(self, ctx, x, layer, branch):
         x = self._dropped(ctx, x, layer, branch)

@@ -137,7 +137,8 @@ class GPT:
         """
         config = self.config
         depth = config.n_layer ** -0.5 if config.scale_by_depth else 1.0
+        parts = 2 if config.activation_function == "crelu" else 1
         wide, wider = (config.initializer_range * (n ** -0.5 if config.scale_by_in else 1.0)
-                       for n in (config.n_embd, config.intermediate))
+                       for n in (config.n_embd, config.intermediate * parts))
         return blocks.Blocks.Deviations(qkv=wide, attention_out=wide * depth, mlp_in=wide,
                                         mlp_out=wider * depth)

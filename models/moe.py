@@ -34,7 +34,7 @@ class Experts:
       layers: the numbers of these layers.
       keys: the config's moe_params.
       embd: the dimension of the residual stream.
-      activation: a name in models.activations.ACTIVATIONS.
+      activation: the name of one of models.activations, not crelu.
       stddevs: the initial standard deviations of the router, and of the kernels in and out.
       travel: whether the layout splits batch and experts over one mesh axis.
     """
@@ -134,8 +134,8 @@ class Experts:
                 kernel = ctx.variable("kernel", [experts, *dims], layers.normal(stddev))
             return mtf.einsum([y, kernel], output_shape=shape)
 
-        h = activations.activation(product(x, "in", [self.embd, hidden], self.stddevs[1], inside),
-                                   self.activation)
+        h = product(x, "in", [self.embd, hidden], self.stddevs[1], inside)
+        h = activations.activation(ctx, h, self.activation, f"h{layer}/moe")
         if self.keys.glu:
             h *= product(x, "up", [self.embd, hidden], self.stddevs[1], inside)
         h = layers.dropout(ctx, h, self.keys.dropout_rate, f"h{layer}/moe/hidden")

@@ -34,6 +34,8 @@ def test_names_with_and_without_their_prefix(tmp_path):
     ({"moe_layers": [-1]}, "moe_layers: layers are counted from 0"),
     ({"moe_layers": [0], "model": "clip", "activation_function": "quick_gelu"},
      "moe_layers: model clip is no language model"),
+    ({"moe_layers": [0], "moe_activation": "crelu"}, "moe_activation: experts have no crelu"),
+    ({"mlp_glu": True, "activation_function": "crelu"}, "crelu is no gate, since it gives two"),
     ({"moe_layers": [0], "moe_params": {"num_experts": 1}}, "moe_params.num_experts: top_2 needs"),
     ({"moe_params": {"moe_switch_policy_train": "sample"}},
      "moe_params.moe_switch_policy_train: must be argmax or input_jitter"),

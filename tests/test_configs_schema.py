@@ -360,7 +360,8 @@ def test_two_dimensions_of_one_tensor_cannot_share_an_axis(write):
 
 
 @pytest.mark.parametrize("blocks", [{}, {"mlp_glu": True, "intermediate_size": 24, "norm": "rms"},
-                                    {"rezero": True, "macaron": True}])
+                                    {"rezero": True, "macaron": True},
+                                    {"activation_function": "crelu", "moe_activation": "aria"}])
 @pytest.mark.parametrize("position", ["learned", "rotary", "axial", "alibi"])
 @pytest.mark.parametrize("untied", [False, True])
 def test_the_models_own_tensors_are_those_of_the_table(write, position, untied, blocks):

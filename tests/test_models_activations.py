@@ -1,5 +1,6 @@
 """models/activations.py against torch and the formulas of their sources."""
 
+import re
 import typing
 
 import graphs
@@ -9,7 +10,7 @@ import pytest
 from configs import keys
 from configs.errors import UserError
 from mesh.compat import mtf, tf
-from models import activations
+from models import activations, layers, trained_activations
 
 torch = pytest.importorskip("torch", reason="compares with torch")
 functional = torch.nn.functional
@@ -81,7 +82,7 @@ def run(dtype=None, layout="embd:x"):
         outputs = {}
         for name in EXPECTED:
             x = graphs.give(mesh, VALUES, BATCH, EMBD, dtype=dtype)
-            y = activations.activation(x, name)
+            y = activations.activation(None, x, name, "")
             outputs.update(graphs.with_gradients({name: y}, {name: x}, {
                 name: graphs.give(mesh, WEIGHTS, BATCH, EMBD, dtype=dtype)}))
         return outputs
@@ -90,14 +91,23 @@ def run(dtype=None, layout="embd:x"):
 
 
 def test_the_configs_and_the_models_know_the_same_activations():
-    known = [*activations.ACTIVATIONS, *activations.OVER_FEATURES]
-    assert set(known) == set(typing.get_args(keys.Activation)) == set(EXPECTED)
-    # GPT-Neo's names, save for those with a random slope or with weights.
+    plain = {*activations.ACTIVATIONS, *activations.OVER_FEATURES}
+    known = plain | {*trained_activations.NAMES, "crelu"}
+    assert known == set(typing.get_args(keys.Activation)) and plain == set(EXPECTED)
     neo = """gelu relu sigmoid tanh selu elu abs sin cos sign silu softplus lrelu001 lrelu020 id
         triangle_relax square_relax spike spike2 tanhshrink softsign softmax logsoftmax
         bipolarsigmoid elish arcsinh maxsig cosid minsin maxtanh mish tanhexp lisht seagull snake
-        roottanh softplusmone"""
-    assert set(neo.split()) <= set(known)
+        roottanh softplusmone rrelu aria prelu parcsinh psoftplus proottanh"""
+    assert set(neo.split()) <= known
+
+
+def test_each_name_that_tensorflow_has_is_known():
+    keras = {name for name in dir(tf.keras.activations)
+             if not name.startswith("_")} - {"get", "serialize", "deserialize"}
+    pattern = r".*elu6?|soft(plus|sign)|si(lu|gmoid)|swish|tanh|(log_)?softmax"
+    plain = {name for name in dir(tf.nn) if re.fullmatch(pattern, name)}
+    assert len(keras) > 12 and len(plain) > 12
+    assert keras | plain <= set(typing.get_args(keys.Activation))
 
 
 def test_activations_and_their_gradients_equal_torch():
@@ -124,7 +134,7 @@ def test_an_unknown_activation_is_the_users_mistake():
     with tf.Graph().as_default():
         mesh = mtf.Mesh(mtf.Graph(), "mesh")
         with pytest.raises(UserError, match="activation_function: 'gleu'"):
-            activations.activation(graphs.give(mesh, VALUES, BATCH, EMBD), "gleu")
+            activations.activation(None, graphs.give(mesh, VALUES, BATCH, EMBD), "gleu", "")
 
 
 def test_gates_equal_torch():
@@ -134,7 +144,7 @@ def test_gates_equal_torch():
         outputs = {}
         for name in ("gelu_exact", "silu", "relu", "sigmoid"):
             x = graphs.give(mesh, packed, BATCH, GLU, EMBD)
-            y = activations.gated(x, GLU, name)
+            y = activations.gated(None, x, GLU, name, "")
             outputs.update(graphs.with_gradients(
                 {name: y}, {name: x}, {name: graphs.give(mesh, WEIGHTS, BATCH, EMBD)}))
         return outputs
@@ -150,3 +160,116 @@ def test_gates_equal_torch():
     # torch's own gated linear unit has a sigmoid gate in the second half.
     halves = torch.tensor(packed).reshape(4, 16)
     np.testing.assert_allclose(result["sigmoid"], functional.glu(halves), atol=2e-6)
+
+
+def softplus(weight, least):
+    return functional.softplus(weight) + least
+
+
+# GPT-Neo's, in its words, but for powers of what may be negative.
+TRAINED = {
+    "prelu": lambda x, a: functional.prelu(x, a.reshape(1)),
+    "aria": lambda x, a, b, c, q, r, s: x * (a + b / (
+        softplus(c, 0) + q * torch.exp(r * x) ** (1 / softplus(s, 1)))),
+    "parcsinh": lambda x, a, b: a * torch.asinh(x * softplus(b, 1)),
+    "psoftplus": lambda x, a, b, c: a * functional.softplus(x * b) + c,
+    "proottanh": lambda x, a, b, c: (torch.abs(x) ** softplus(a, 2) + softplus(b, 1)) ** (
+        1 / softplus(c, 3)) * torch.tanh(x),
+}
+INITIAL = {"prelu": [0.2], "aria": [0, 1, 0, 1, -1, 0], "parcsinh": [1, 0], "psoftplus": [1, 1, 0],
+           "proottanh": [0, 0, 0]}
+
+
+def test_activations_with_weights_equal_torch_and_so_do_the_weights_gradients():
+    random = np.random.RandomState(2)
+    weights = {name: np.float32(value) + 0.3 * random.randn(len(value)).astype(np.float32)
+               for name, value in INITIAL.items()}
+    packed = random.randn(4, 2, 8).astype(np.float32)
+
+    def scalars(name):
+        return [f"{name}/activation/{letter}" for letter in "abcdef"[:len(INITIAL[name])]]
+
+    def build(mesh):
+        ctx, outputs = layers.Context(mesh, graphs.config()), {}
+        for name in TRAINED:
+            x = graphs.give(mesh, VALUES, BATCH, EMBD)
+            both = graphs.give(mesh, packed, BATCH, GLU, EMBD)
+            with tf.variable_scope(name):
+                y = activations.activation(ctx, x, name, "h0/mlp")
+                gated = activations.gated(ctx, both, GLU, name, "h0/mlp")
+            own = [v for v in mesh.graph.all_variables if v.name.startswith(f"{name}/")]
+            assert [v.name for v in own] == scalars(name)
+            outputs.update(graphs.with_gradients(
+                {name: y}, {name: x, **{v.name: v.value for v in own}},
+                {name: graphs.give(mesh, WEIGHTS, BATCH, EMBD)}))
+            outputs[f"gated {name}"] = gated
+        return outputs
+
+    values = {full: value for name in TRAINED
+              for full, value in zip(scalars(name), weights[name], strict=True)}
+    result = graphs.run(build, "x:2,y:2", "batch:x,embd:y", values)
+    for name, function in TRAINED.items():
+        x = torch.tensor(VALUES, requires_grad=True)
+        given = [torch.tensor(value, requires_grad=True) for value in weights[name]]
+        y = function(x, *given)
+        (y * torch.tensor(WEIGHTS)).sum().backward()
+        np.testing.assert_allclose(result[name], y.detach(), rtol=2e-5, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(result[f"d_{name}"], x.grad, rtol=2e-5, atol=2e-5, err_msg=name)
+        for full, weight in zip(scalars(name), given, strict=True):
+            np.testing.assert_allclose(result[f"d_{full}"], weight.grad, rtol=1e-4, atol=1e-4,
+                                       err_msg=full)
+        halves = torch.tensor(packed)
+        wanted = halves[:, 0] * function(halves[:, 1], *given).detach()
+        np.testing.assert_allclose(result[f"gated {name}"], wanted, atol=1e-5, err_msg=name)
+
+
+def test_initial_weights_of_activations_are_gpt_neos():
+    def build(mesh):
+        ctx = layers.Context(mesh, graphs.config())
+        for name in INITIAL:
+            with tf.variable_scope(name):
+                activations.activation(ctx, graphs.give(mesh, VALUES, BATCH, EMBD), name, "h0/mlp")
+        return {"nothing": graphs.give(mesh, VALUES, BATCH, EMBD)}
+
+    found = graphs.run(build).weights
+    for name, initial in INITIAL.items():
+        ours = [found[f"{name}/activation/{letter}"] for letter in "abcdef"[:len(initial)]]
+        np.testing.assert_allclose(ours, initial, rtol=1e-6)
+
+
+def test_rrelu_draws_slopes_in_training_and_takes_their_mean_after():
+    wide = np.full((4, 1000), -2.0, np.float32)
+
+    def build(mesh, key=None):
+        ctx = layers.Context(mesh, graphs.config(), key and graphs.give(mesh, np.int32(key)))
+        x = graphs.give(mesh, wide, BATCH, graphs.dim("embd", 1000))
+        y = {"x": activations.activation(ctx, x, "rrelu", "h0/mlp"),
+             "above": activations.activation(ctx, -x, "rrelu", "h0/mlp"),
+             "elsewhere": activations.activation(ctx, x, "rrelu", "h1/mlp")}
+        return graphs.with_gradients(y, {"x": x}, {"x": mtf.ones(mesh, x.shape)})
+
+    calm = graphs.run(build)
+    drawn = np.linspace(0.0, 1.0, 100001)
+    np.testing.assert_allclose(calm["x"], -2.0 * ((1 - drawn) / (1 + drawn)).mean(), atol=1e-4)
+    noisy = graphs.run(lambda mesh: build(mesh, 7), "x:2,y:2", "batch:x,embd:y")
+    np.testing.assert_array_equal(noisy["x"], graphs.run(lambda mesh: build(mesh, 7))["x"])
+    slopes = noisy["x"] / -2.0
+    chance = (1 - slopes) / (1 + slopes)  # the inverse of the same function
+    assert chance.min() < 0.01 and chance.max() > 0.99 and abs(chance.mean() - 0.5) < 0.02
+    np.testing.assert_allclose(noisy["d_x"], slopes, rtol=1e-6)
+    np.testing.assert_array_equal(noisy["above"], -wide)
+    assert (noisy["elsewhere"] != noisy["x"]).mean() > 0.99
+    assert (graphs.run(lambda mesh: build(mesh, 8))["x"] != noisy["x"]).mean() > 0.99
+
+
+def test_crelu_has_both_signs():
+    def build(mesh):
+        x = graphs.give(mesh, VALUES, BATCH, EMBD)
+        return graphs.with_gradients({"y": activations.crelu(x, GLU)}, {"x": x}, {
+            "y": graphs.give(mesh, np.stack([WEIGHTS, 2 * WEIGHTS], 1), BATCH, GLU, EMBD)})
+
+    result = graphs.run(build, "x:2,y:2", "batch:x,embd:y")
+    with tf.Graph().as_default(), tf.Session() as session:
+        wanted = session.run(tf.nn.crelu(VALUES))
+    np.testing.assert_array_equal(result["y"].reshape(4, 16), wanted)
+    np.testing.assert_allclose(result["d_x"], np.where(VALUES > 0, WEIGHTS, -2 * WEIGHTS))

@@ -286,7 +286,9 @@ def deviations(**changes):
     (dict(initializer_range=.05), .05, .05, .05, .05),
     (dict(scale_by_depth=True), .02, .02, .01, .01),
     (dict(scale_by_in=True, initializer_range=.8), .8, .1, .1, .05),
-    (dict(scale_by_in=True, scale_by_depth=True, initializer_range=.8), .8, .1, .05, .025)])
+    (dict(scale_by_in=True, scale_by_depth=True, initializer_range=.8), .8, .1, .05, .025),
+    (dict(scale_by_in=True, initializer_range=.8, activation_function="crelu"), .8, .1, .1,
+     .8 / 512 ** .5)])
 def test_initial_standard_deviations(changes, inputs, hidden, outputs, mlp_out):
     found = deviations(**changes)
     expected = {"gpt/wte": inputs, "gpt/head/kernel": inputs, "gpt/wpe": inputs / 2}
@@ -332,6 +334,8 @@ EXPERTS = dict(moe_layers=[1], local_attention_radius=4,
       for mesh in (*MESHES, ALONG[2], ALONG[5], ALONG[7])],
     *[(dict(position="alibi", attention_types=("local", "global"), num_mem_kv=2,
             local_attention_radius=4), *mesh) for mesh in (*MESHES, ALONG[2], ALONG[5])],
+    (dict(activation_function="crelu", scale_by_in=True), "x:2", "intermediate_expanded:x"),
+    (dict(activation_function="rrelu", macaron=True), "x:2", "embd:x"),
     # Experts that have room for all, in blocks of every style.
     *[(dict(EXPERTS, **style), "x:2,y:2", "batch:x,experts:x,heads:y,expert_hidden:y")
       for style in (dict(macaron=True, rezero=True, position="alibi"),
@@ -410,13 +414,16 @@ def test_a_model_that_sees_both_ways():
         assert (late[:7] == 0).all() == (kind == "local"), kind
 
 
-def test_blocks_computed_again_give_the_same_gradients():
-    """With every type of attention, memories and dropout."""
+@pytest.mark.parametrize("activations", [
+    {}, {"activation_function": "rrelu", "moe_activation": "aria", "moe_layers": [1]},
+    {"activation_function": "prelu", "mlp_glu": True}], ids=str)
+def test_blocks_computed_again_give_the_same_gradients(activations):
+    """With every type of attention, memories, dropout and chance in activations."""
     results = []
     for recompute in (False, True):
         config = graphs.config(n_layer=4, attention_types=EVERY_KIND, num_mem_kv=2,
                                local_attention_radius=4, attn_dropout=0.3, res_dropout=0.2,
-                               recompute_grad=recompute)
+                               recompute_grad=recompute, **activations)
 
         def build(mesh, config=config):
             ctx = layers.Context(mesh, config, graphs.give(mesh, np.int32(5)))
