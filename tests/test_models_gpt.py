@@ -414,6 +414,24 @@ def test_a_model_that_sees_both_ways():
         assert (late[:7] == 0).all() == (kind == "local"), kind
 
 
+def test_dropout_is_of_embeddings_and_not_of_the_tables():
+    """Each place of a token has a mask of its own, and the head reads the whole table."""
+    config = graphs.config(embed_dropout=0.5)
+
+    def build(mesh):
+        ctx = layers.Context(mesh, config, graphs.give(mesh, np.int32(3)))
+        model, tokens = gpt.GPT(config, 61), np.full([8, 16], 7, np.int32)
+        hidden = model.hidden(ctx, graphs.give(mesh, tokens, BATCH, SEQUENCE))
+        return {"hidden": hidden, "logits": model.logits(ctx, hidden)}
+
+    result = graphs.run(build)
+    table = result.weights["gpt/wte"]
+    np.testing.assert_allclose(result["logits"], result["hidden"] @ table.T, atol=1e-5)
+    assert (np.abs(table) > 0).all()
+    # With one mask for the table, rows of the same tokens would be equal.
+    assert (np.abs(result["hidden"][:1] - result["hidden"][1:]).max((1, 2)) > 0.1).all()
+
+
 @pytest.mark.parametrize("activations", [
     {}, {"activation_function": "rrelu", "moe_activation": "aria", "moe_layers": [1]},
     {"activation_function": "prelu", "mlp_glu": True}], ids=str)

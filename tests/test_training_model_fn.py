@@ -51,7 +51,7 @@ def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     path = jobs.config(directory, jobs.dataset(directory), n_embd=32, n_layer=2, train_steps=2,
                        steps_per_checkpoint=1, warmup_steps=2, eval_steps=None, weight_decay=0.0,
-                       initializer_range=0.2, gradient_clipping=0.5)
+                       initializer_range=0.2, gradient_clipping=0.5, eval_batch_size=3)
     assert jobs.process(path).summary["step"] == 2
     return schema.load(path)
 

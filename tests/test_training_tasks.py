@@ -235,6 +235,7 @@ def test_rows_are_no_longer_than_they_have_to_be(tmp_path, longest, changes, len
     ('{"prefix": "a", "choices": ["b", 3], "answer": 0}', "choices 1 must be text"),
     ('{"prefix": "a", "choices": ["b", "c"], "answer": 2}', "answer 2 is neither"),
     ('{"prefix": "a", "choices": ["b", "c"], "answer": -1}', "answer -1 is neither"),
+    ('{"prefix": "a", "choices": ["b", "c"], "answer": "2"}', "answer 2 is neither"),
     ('{"prefix": "a", "choices": ["b", "c"], "answer": true}', "answer true is neither"),
     ('{"prefix": "a", "choices": ["b", "c"], "answer": "d"}', 'answer "d" is neither'),
     ('{"prefix": "a", "choices": ["b", "c"]}', "answer null is neither"),
@@ -254,6 +255,16 @@ def test_bad_items_are_refused_with_their_line(tmp_path, line, wanted):
         tasks.Tasks(make_config(tmp_path, eval_tasks=[str(path)]), ENCODER)
     assert str(caught.value).startswith(f"eval_tasks: {path}:3: ")
     assert wanted in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line, answer", [
+    ({"query": "a", "choices": ["b", "c"], "gold": 1}, 1),
+    ({"ctx": "a", "endings": ["b", "c"], "label": "1"}, 1),  # HellaSwag's, as the hub has it
+    ({"ctx": "a", "endings": ["1", "0"], "label": "1"}, 0),  # a choice comes before a number
+    ({"context": "a", "choices": ["b", "c"], "answer": "c"}, 1)])
+def test_files_of_others_are_read(tmp_path, line, answer):
+    item, = items.read(write(tmp_path / "dev.jsonl", [line]))
+    assert (item.kind, item.prefix, item.answer) == ("choices", "a", answer)
 
 
 def test_files_that_are_not_there_or_empty(tmp_path):

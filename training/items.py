@@ -7,6 +7,7 @@ prefix, begin with the end-of-text id.
 """
 
 import json
+import re
 from typing import NamedTuple
 
 from configs.errors import UserError
@@ -122,9 +123,11 @@ def _text(values, key, place, empty=False, of=""):
 
 
 def _answer(answer, choices, place):
-    """The right choice's number, from it or from the choice itself."""
-    if isinstance(answer, str) and join_surrogates(answer) in choices:
-        return choices.index(join_surrogates(answer))
+    """The right choice's number, from it, in digits or not, or from the choice itself."""
+    if isinstance(answer, str):
+        if join_surrogates(answer) in choices:
+            return choices.index(join_surrogates(answer))
+        answer = int(answer) if re.fullmatch("[0-9]{1,9}", answer) else answer
     if type(answer) is int and 0 <= answer < len(choices):
         return answer
     raise _error(place, f"answer {json.dumps(answer, ensure_ascii=False)[:40]} is neither one of "
