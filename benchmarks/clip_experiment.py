@@ -10,6 +10,7 @@ done already is not done again, so a run that was stopped continues.
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import os
 import subprocess
@@ -120,32 +121,40 @@ class Experiment:
         self.stages.run("world", "datasets/scenes.py", "--out", world, "--overwrite", "--pictures",
                         self.args.pictures, "--texts", most, "--val_texts", 400,
                         "--heldout_texts", 400, "--facts", self.args.facts)
-        for tokens, kind in (("clip", "clip"), ("bytes", "bbpe")):
-            self.stages.run(f"tokenizer_{tokens}", "datasets/train_tokenizer.py",
-                            f"{world}/texts_train.jsonl", "--tokenizer", kind, "--vocab_size", 1024,
-                            "--out", self.path(f"{tokens}.json"), "--overwrite")
-        self.stages.run("pictures", "datasets/encode_captions.py", "--input",
-                        f"{world}/pictures_train_*.tfrecords", "--val_input",
-                        f"{world}/pictures_val_*.tfrecords", "--name", "pictures", "--output_dir",
-                        self.path("pictures"), "--encoder", self.path("clip.json"), "--overwrite",
-                        "--write_dataset_config", self.path("pictures.json"))
-        for tokens in ("clip", "bytes"):
-            for number in self.args.texts:
-                self._make_texts(tokens, number)
+        self.together("tokenizers", [
+            functools.partial(self._make_tokenizer, *pair)
+            for pair in (("clip", "clip"), ("bytes", "bbpe"))])
+        texts = [functools.partial(self._make_texts, tokens, number)
+                 for number in self.args.texts for tokens in ("clip", "bytes")]
         if "gptc_text" in self.args.rows:
-            self._encode(f"{world}/captions_train.jsonl", "captions", "clip", self.path("captions"),
-                         "--val_fraction", 0.01)
+            texts.append(functools.partial(
+                self._encode, f"{world}/captions_train.jsonl", "captions", "clip",
+                self.path("captions"), "--val_fraction", 0.01))
+        self.together("data", [self._make_pictures, *texts])
+
+    def _make_tokenizer(self, tokens, kind):
+        """A tokenizer of the training texts."""
+        self.stages.run(f"tokenizer_{tokens}", "datasets/train_tokenizer.py",
+                        self.path("world", "texts_train.jsonl"), "--tokenizer", kind,
+                        "--vocab_size", 1024, "--out", self.path(f"{tokens}.json"), "--overwrite")
+
+    def _make_pictures(self):
+        """The pictures as TFRecords, with captions in CLIP's tokens."""
+        self.stages.run("pictures", "datasets/encode_captions.py", "--input",
+                        self.path("world", "pictures_train_*.tfrecords"), "--val_input",
+                        self.path("world", "pictures_val_*.tfrecords"), "--name", "pictures",
+                        "--output_dir", self.path("pictures"), "--encoder", self.path("clip.json"),
+                        "--overwrite", "--write_dataset_config", self.path("pictures.json"))
 
     def _make_texts(self, tokens, number):
         """The first texts of the world as a dataset, with the validation texts beside them."""
-        folder, lines = self.path(f"texts_{number}"), []
+        folder, config = self.path(f"texts_{number}"), {}
         os.makedirs(folder, exist_ok=True)
         with open(self.path("world", "texts_train.jsonl")) as file:
             lines = [line for _, line in zip(range(number), file, strict=False)]
-        with open(f"{folder}/train.jsonl", "w") as file:
+        with open(f"{folder}/{tokens}_train.jsonl", "w") as file:
             file.writelines(lines)
-        config = {}
-        for split, source in (("train", f"{folder}/train.jsonl"),
+        for split, source in (("train", f"{folder}/{tokens}_train.jsonl"),
                               ("validation", self.path("world", "texts_val.jsonl"))):
             name = f"{tokens}_{split}"
             with open(self._encode(source, name, tokens, folder)) as file:
@@ -168,7 +177,7 @@ class Experiment:
         return self.path(f"texts_{number}", f"{tokens}.json")
 
     def train(self, name, config, changes, threads=0):
-        """A run of main.py in <out>/<name>."""
+        """A run of main.py in <out>/<name>; threads=0 lets it take all cores."""
         flags = [flag for change in changes for flag in ("--set", change)]
         self.stages.run(name, "main.py", "--model", config, "--model_path", self.run_path(name),
                         *flags, threads=threads)
@@ -177,18 +186,16 @@ class Experiment:
         """CLIP, teachers that were never trained, and a student of each."""
         pictures = f'datasets=["{self.path("pictures.json")}"]'
         self.train("clip", "demo_clip", [pictures, *self.args.set_clip])
-        names = ["clip"]
-        for number in range(self._randoms()):
-            names.append(f"random{number}")
-            self.train(names[-1], "demo_clip", [
-                pictures, f"seed={100 + number}", "train_steps=1", "steps_per_checkpoint=1",
-                "warmup_steps=0", "lr=0", "eval_steps=1"])
+        randoms = [f"random{number}" for number in range(self._randoms())]
+        self.train_together("random teachers", [(name, "demo_clip", [
+            pictures, f"seed={100 + number}", "train_steps=1", "steps_per_checkpoint=1",
+            "warmup_steps=0", "lr=0", "eval_steps=1"]) for number, name in enumerate(randoms)])
         # A student reads the largest amount of text, whose first part the smaller ones are.
         texts = f'datasets=["{self.dataset("clip", max(self.args.texts))}"]'
-        self.together([(name.replace("clip", "student").replace("random", "student_random"),
-                        "demo_student", [
-            texts, f"clip.teacher={self.run_path(name)}", *self.args.set_student])
-            for name in names])
+        self.train_together("students", [
+            (f"student_{name}" if name in randoms else "student", "demo_student",
+             [texts, f"clip.teacher={self.run_path(name)}", *self.args.set_student])
+            for name in ("clip", *randoms)])
         if "gptc_text" in self.args.rows:
             self._make_text_student()
 
@@ -213,9 +220,10 @@ class Experiment:
 
     def make_language_models(self):
         """Every row at every size, amount of text and seed."""
-        self.together([job for size in self.args.sizes for number in self.args.texts
-                       for seed in range(1, self.args.seeds + 1) for row in self.args.rows
-                       for job in [self._language_model(row, size, number, seed)]])
+        self.train_together("language models", [
+            self._language_model(row, size, number, seed)
+            for size in self.args.sizes for number in self.args.texts
+            for seed in range(1, self.args.seeds + 1) for row in self.args.rows])
 
     def _language_model(self, row, size, number, seed):
         """(name, config, changes) of a run."""
@@ -251,13 +259,18 @@ class Experiment:
                 "--quiet", "--predict", "--prompt", PROMPT, "--num_samples", "2",
                 "--max_new_tokens", "60", "--temperature", "0.7"], cwd=ROOT, check=True)
 
-    def together(self, jobs):
-        """Trains several models at once, each on one thread, with a progress bar."""
+    def train_together(self, label, runs):
+        """Trains several models at once, each (name, config, changes) on one thread."""
+        threads = 1 if self.args.jobs > 1 else 0
+        self.together(label, [functools.partial(self.train, *run, threads=threads)
+                              for run in runs])
+
+    def together(self, label, calls):
+        """Makes --jobs of the calls at a time, with a progress bar."""
         with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
-            threads = 1 if self.args.jobs > 1 else 0
-            futures = [pool.submit(self.train, *job, threads=threads) for job in jobs]
-            for future in tqdm(concurrent.futures.as_completed(futures), total=len(jobs),
-                               desc=jobs[0][0].split("_")[0], disable=None):
+            futures = [pool.submit(call) for call in calls]
+            for future in tqdm(concurrent.futures.as_completed(futures), total=len(calls),
+                               desc=label, disable=None):
                 try:
                     future.result()
                 except SystemExit:

@@ -50,6 +50,7 @@ class Pictures(Windows):
         """Every picture is one target: its caption among the batch's."""
         return windows
 
+    @tf.autograph.experimental.do_not_convert
     def in_order(self):
         """Every picture once, in the order of the records, with its first caption."""
         blocks = tf.data.Dataset.range(self.blocks).map(lambda block: self._read_blocks([block]))

@@ -27,6 +27,9 @@ class Windows:
     Subclasses set `windows` (per epoch), `blocks`, `per_block` (windows of a full block),
     `full_blocks` and `group_blocks` (blocks of a group), and say how a group is loaded and cut. The
     last block may be shorter than others; it stays last, so that the place of every group is known.
+
+    None of these functions branches on a tensor, so AutoGraph, which would take some two seconds,
+    leaves them as they are.
     """
 
     def __init__(self, seed, windows, blocks, per_block, full_blocks, group_blocks):
@@ -38,6 +41,7 @@ class Windows:
         self.per_group = self.group_blocks * per_block
         self.groups = -(-windows // self.per_group)
 
+    @tf.autograph.experimental.do_not_convert
     def shuffled(self, start):
         """An endless dataset of rows from the start-th window that is drawn from this split on."""
         epoch, position = divmod(start, self.windows)
@@ -97,6 +101,7 @@ class Chunks(Windows):
         """Targets that count in the first windows of the stream."""
         return min(windows * self.n_ctx, self.tokens - 1)
 
+    @tf.autograph.experimental.do_not_convert
     def in_order(self):
         """Every row once, in the stream's order."""
         blocks = tf.data.Dataset.range(self.blocks).map(lambda block: self._block_rows([block]))

@@ -100,9 +100,12 @@ def test_rows_equal_transformers(gpt2, mesh_shape, layout):
         rows.append(items.Row(ids, count))
         values, likeliest = log_likelihoods(ids)
         expected.append((values[-count:].sum(), (likeliest[-count:] == ids[-count:]).all()))
-    model = scorer.Scorer(config, 61, N_CTX)
+    model = scorer.Scorer(config, 61, [N_CTX // 4, N_CTX])
     model.reload()
     sums, likeliest = model.score(rows)
+    short = [i for i, row in enumerate(rows) if len(row.ids) <= N_CTX // 4 + 1]
+    assert len(short) > 4
+    np.testing.assert_allclose(model.score([rows[i] for i in short])[0], sums[short], atol=1e-4)
     np.testing.assert_allclose(sums, [s for s, _ in expected], atol=1e-4)
     assert likeliest.tolist() == [bool(right) for _, right in expected]
     assert 9 <= likeliest.sum() < 27

@@ -41,9 +41,9 @@ class Tasks:
           parts "told", "untold" and "about" hold the scores of some of them.
         """
         if self._scorer is None:
-            longest = max(len(row.ids) - 1 for file in self._files.values() for row in file.rows)
-            self._scorer = scorer.Scorer(self._config, self._n_valid,
-                                         language_models.row_length(self._config, longest))
+            longest = [max(len(row.ids) - 1 for row in file.rows) for file in self._files.values()]
+            self._scorer = scorer.Scorer(self._config, self._n_valid, [
+                language_models.row_length(self._config, tokens) for tokens in longest])
         self._scorer.reload()
         return {name: file.scores(*self._scorer.score(file.rows))
                 for name, file in self._files.items()}
