@@ -327,11 +327,10 @@ EXPERTS = dict(moe_layers=[1], local_attention_radius=4,
 @pytest.mark.parametrize(("changes", "mesh_shape", "layout"), [
     *[({"position": position}, "x:2", "heads:x") for position in ("learned", "rotary")],
     *[({}, *ALONG[i]) for i in (1, 4, 5)],
-    *[({"position": "rotary"}, *ALONG[i]) for i in (2, 6, 7)],
     ({}, "x:2", "batch:x,embed_sequence:x"),
     *[(dict(position="rotary", attention_types=EVERY_KIND, n_layer=4, num_mem_kv=3,
             local_attention_radius=4), *mesh)
-      for mesh in (*MESHES, ALONG[2], ALONG[5], ALONG[7])],
+      for mesh in (*MESHES, *ALONG[1:], ("x:2,y:2", "embd:y,vocab:x"))],
     *[(dict(position="alibi", attention_types=("local", "global"), num_mem_kv=2,
             local_attention_radius=4), *mesh) for mesh in (*MESHES, ALONG[2], ALONG[5])],
     (dict(activation_function="crelu", scale_by_in=True), "x:2", "intermediate_expanded:x"),
