@@ -69,6 +69,13 @@ are not read by this release.
 """
 
 
+FEATURES = """\
+## What they do
+
+Everything above by what it is for, beyond keys and flags of one program.
+"""
+
+
 def page() -> str:
     """The whole page as Markdown."""
     numbers = ", ".join(map(str, legacy_gpt2.HELD_OUT))
@@ -87,11 +94,16 @@ def page() -> str:
         CONNORJL.format(defaults=defaults, numbers=numbers),
         _keys("Key", {key: connorjl(key) for key in tables.CONNORJL}),
         _keys("Flag", {name: flag(name, text) for name, text in tables.CONNORJL_FLAGS.items()}),
+        "create_tfrecords.py, whose constants are edited:\n",
+        _keys("Constant", tables.CONNORJL_CONSTANTS),
         NANO, _keys("Key", _or_same(tables.NANO)),
         JAX, _keys("Key", jax()),
         "Its scripts:\n",
         _keys("Flag", {name: text or flag(name) for name, text in tables.JAX_FLAGS.items()}),
         HUGGING_FACE, _keys("Key", _or_same(tables.HUGGING_FACE)),
+        FEATURES, table(("What they do", "Here"), [
+            (name, flag(text) if text.startswith("--") else text)
+            for name, text in tables.FEATURES.items()]),
     ])
 
 

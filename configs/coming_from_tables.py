@@ -19,7 +19,8 @@ NEO = {key: "" for key in """
     mlm_same_token_prob mlm_random_token_prob mlm_mask_ignore_ids log_grads model model_path
     use_tpu num_cores gpu_ids steps_per_checkpoint auto_layout auto_layout_and_mesh_shape predict
     export slow_sampling sampling_use_entmax mode causal num_microbatches eval_task
-    dataset_configs padding_id eos_id lambada_tokens_path lambada_n_steps""".split()}
+    dataset_configs padding_id eos_id lambada_tokens_path lambada_n_steps batch_size
+    context n_heads""".split()}
 
 # Said by another key.
 NEO_MEANINGS = {
@@ -27,6 +28,7 @@ NEO_MEANINGS = {
     "axial_pos_emb": "`position` \"axial\" and the sizes of its tables",
     "scalenorm": "`norm`",
     "entmax_loss": "`entmax_alpha`: true is 1.3",
+    "batch_size": "`train_batch_size`; there it is set by the code",
 }
 
 # What a user should know although the key is the same.
@@ -109,10 +111,17 @@ CONNORJL_MEANINGS = {
     "encoder_path": "the `encoder` of `inline_datasets`: encoder.json and vocab.bpe",
     "dataset": "`inline_datasets`, with input generic_text: [[files], weight], …",
     "stitch": "the stitch in `datasets`, with input generic_text",
-    "batch_size": "`train_batch_size`; there it is set by the code",
 }
 CONNORJL_FLAGS = {"--tpu": "", "--model": "", "--predict_file": "", "--predict_text": "",
                   "--top_k": "the config's `top_k` by default"}
+
+# The constants that one edits in its create_tfrecords.py.
+CONNORJL_CONSTANTS = {
+    "base_dir": "`--input_dir`", "files_per": "`--files_per`", "name": "`--name`",
+    "output_dir": "`--output_dir`", "log_dir": "not needed: a run that was stopped goes on by what "
+    "lies in `--output_dir`", "processes": "`--processes`", "encoder_path": "`--encoder`",
+    "minimum_size": "`--minimum_size`: the default is 1, not 25",
+}
 
 # mesh-transformer-jax and gpt-c: what convert.py makes of keys that legacy_jax lists in no table.
 JAX_MEANINGS = {
@@ -130,6 +139,7 @@ JAX_MEANINGS = {
     "train_set": "`inline_datasets`: an index file is a path there",
     "val_set": "`inline_datasets`: the first one; a run has one validation split",
     "name": "`about`", "comment": "`about`", "d_head": "n_embd / n_head",
+    "optimizer, sampler, gen_length": "not in files: its code puts them into the config",
     "rotary_dims": "`rotary_dims` of a student", "batch_size": "`train_batch_size` of a student",
 }
 JAX_FLAGS = {
@@ -170,6 +180,51 @@ NANO = {
     "num_samples": "`--num_samples`", "max_new_tokens": "`--max_new_tokens`",
     "temperature": "`--temperature`", "top_k": "", "seed": "",
     "real_data, profile": "no; `benchmarks/train_speed.py` measures training",
+}
+
+# What they do, beyond keys and flags; a bare flag stands for the state that it has.
+FEATURES = {
+    "Raw inputs": "`datasets/create_tfrecords.py`: text, JSONL(.zst), archives, lm_dataformat, "
+                  "`--tfds`; `datasets/openwebtext.py`: WARC files, pages and the published tar",
+    "Tokenizers": "`--encoder`: byte, char, clip, gpt2, any tokenizer.json; "
+                  "`datasets/train_tokenizer.py`",
+    "Several processes, and restarts": "`--processes`; a killed run ends with the same files",
+    "Shards": "NAME_i_count.tfrecords, with a manifest; index files of shards",
+    "Mixing": "`datasets`, with weights",
+    "Packing": "`datasets`: chunks of a stream, or stitched documents; no masks between documents",
+    "Order of data": "shuffled anew in each epoch without replacement; `seed`",
+    "Position of data on resuming": "exact, a function of seed and step",
+    "Filter of repetitions": "duplicates only: `datasets/openwebtext.py`",
+    "Attention": "`attention_types`, `local_attention_radius`, `num_mem_kv`; no grouped queries",
+    "Positions": "`position`, `rotary_dims`, `axial_dims`; no relative bias of T5",
+    "Norms": "`norm`, `rezero`",
+    "Feed-forward part": "`activation_function`, `mlp_glu`, `macaron`, `intermediate_size`",
+    "Blocks": "`parallel_residual`, `share_parameters`, `no_weight_tie`",
+    "Mixture of experts": "`moe_layers`, `moe_params`, `moe_activation`",
+    "Causal language models": "`model` GPT",
+    "Masked language models": "`mlm_training`; no span corruption",
+    "CLIP, distillation": "`model` gpt_c, clip_student, clip; the section `clip`",
+    "Optimizers": "`opt_name`: adamw, adafactor, sgd, lion",
+    "Learning rates": "`lr_decay`, `warmup_steps`, `lr_decay_end`, `lr_min_ratio`",
+    "Clipping and losses": "`gradient_clipping`, `z_loss`, `label_smoothing`, `entmax_alpha`",
+    "Precision": "`precision`: float32 or bfloat16, weights float32; no 8-bit numbers",
+    "Parallelism": "`mesh_shape`, `layout`; no pipelines",
+    "TPUs": "--tpu",
+    "Microbatches": "`tokens_per_mb_per_replica`",
+    "Recomputation": "`recompute_grad`",
+    "Checkpoints": "`steps_per_checkpoint`, `keep`",
+    "Preemption": "the same command goes on, to the bit",
+    "Evaluation": "loss, its perplexity, bits per byte of the text; `eval_steps`, `--eval`",
+    "LAMBADA and multiple choice": "`eval_tasks`, scored as the lm-evaluation-harness does",
+    "Sampling": "`--temperature`, `--top_k`, `--top_p`, `--entmax_sampling`, `--num_samples`",
+    "Caches": "every kind of attention, with experts too",
+    "Stopping and batches": "`--stop`, `--max_new_tokens`, `predict_batch_size`, `--interactive`",
+    "Export": "--export",
+    "Monitoring": "TensorBoard and metrics.jsonl; no noise scale",
+    "Benchmarks": "`benchmarks/train_speed.py`",
+    "Planning": "`--preflight`",
+    "Automatic layouts": "--auto_layout",
+    "Check of a dataset": "`--check_dataset`",
 }
 
 # Hugging Face: configs of GPT-2 and GPT-Neo, TrainingArguments, generate.

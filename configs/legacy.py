@@ -47,6 +47,7 @@ VALUES = {
 # Nothing is lost when these are ignored. The reason is said in a note.
 UNNEEDED = {
     "causal": "mlm_training says it",
+    "context": "an internal value",
     "data_path": "datasets says where the data is",
     "datapath": "datasets says where the data is",
     "dataset": "datasets says which data is used",

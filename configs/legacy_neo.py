@@ -34,6 +34,8 @@ def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     if TELL_TALE not in values:
         return values, []
+    # The code's own, in configs that it has saved.
+    values = {key: value for key, value in values.items() if key != "batch_size"}
     absent = {key: value for key, value in DEFAULTS.items() if key not in values}
     experts = values.get("moe_params") or {}
     if values.get("moe_layers") and isinstance(experts, dict):

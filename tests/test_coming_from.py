@@ -54,7 +54,9 @@ THEIRS = {
         remove_partial_sequences eval_tasks tokens_per_mb_per_replica recompute_grad mesh_shape
         layout datasets no_dataset input_fn seed shuffle_input_filenames mlm_training mlm_mask_id
         mlm_cls_token_id mlm_mask_prob mlm_same_token_prob mlm_random_token_prob
-        mlm_mask_ignore_ids log_grads model model_path path eval_path tokenizer_path
+        mlm_mask_ignore_ids log_grads use_tpu num_cores gpu_ids steps_per_checkpoint predict export
+        slow_sampling sampling_use_entmax mode causal num_microbatches eval_task dataset_configs
+        lambada_n_steps batch_size context model model_path path eval_path tokenizer_path
         tokenizer_is_pretrained eos_id padding_id lambada_tokens_path --tpu --gpu_ids --model
         --steps_per_checkpoint --auto_layout --auto_layout_and_mesh_shape --new --predict --eval
         --prompt --check_dataset --sacred_id --entmax_sampling --export --input_dir --files_per
@@ -62,17 +64,24 @@ THEIRS = {
         --chunk_size --write_dataset_config --processes""",
     "ConnorJL/GPT2": """encoder_path data_path predict_path input decay_type decay_exponent
         max_steps top_k n_ctx n_vocab n_embd n_layer n_head scale_by_depth scale_by_in precision
-        iterations embed_dropout attn_dropout res_dropout --predict_file --predict_text --top_k""",
+        iterations embed_dropout attn_dropout res_dropout dataset stitch scale use_tpu batch_size
+        text_len base_dir files_per output_dir log_dir processes minimum_size
+        --predict_file --predict_text --top_k""",
     "mesh-transformer-jax": """layers d_model n_heads n_vocab norm pe pe_rotary_dims clip seq
         cores_per_replica per_replica_batch gradient_accumulation_steps warmup_steps anneal_steps
         lr end_lr weight_decay total_steps tpu_size bucket model_dir train_set val_set
         eval_harness_tasks val_batches val_every ckpt_every keep_every name wandb_project comment
-        noise_scale_alpha early_cast early_collect rotary_dims""",
+        noise_scale_alpha early_cast early_collect rotary_dims batch_size bf16_optimizer d_head
+        eval_only val_batch_multiplier optimizer sampler gen_length --config --tune-model-path
+        --fresh-opt --tpu --tpu_region --preemptible --new --version --ckpt-step --f16 --output-dir
+        --normalize-with-ftfy --normalize-with-wikitext-detokenize --min-unique-tokens
+        --n-repack-epochs --seed --preserve-data-order --verbose""",
     "nanoGPT": """out_dir eval_interval log_interval eval_iters eval_only always_save_checkpoint
         init_from wandb_log wandb_project wandb_run_name dataset gradient_accumulation_steps
         batch_size block_size n_layer n_head n_embd dropout bias learning_rate max_iters
         weight_decay beta1 beta2 grad_clip decay_lr warmup_iters lr_decay_iters min_lr backend
-        device dtype compile start num_samples max_new_tokens temperature top_k seed"""}
+        device dtype compile start num_samples max_new_tokens temperature top_k seed real_data
+        profile"""}
 
 
 @pytest.mark.parametrize("system", THEIRS)
@@ -100,9 +109,10 @@ def test_what_a_key_of_gpt_neo_is(load, key):
             assert config.sources[key] == "file" or value is None
             assert not any(key in note for note in config.notes)
     else:
-        translated, *_ = legacy.translate({key: True})
+        before, *_ = legacy.translate({"predict_steps": 0}, whole=True)
+        translated, *_ = legacy.translate({key: True, "predict_steps": 0}, whole=True)
         assert key not in translated
-        assert all(f"`{name}`" in state for name in translated)
+        assert all(f"`{name}`" in state for name in translated.keys() - before.keys())
 
 
 def test_every_key_that_the_schema_knows_of_old_is_on_the_page():
@@ -116,7 +126,8 @@ def test_every_key_that_the_schema_knows_of_old_is_on_the_page():
 
 def test_every_key_of_the_jax_configs_is_on_the_page():
     rows = coming_from.jax()
-    assert set(rows) == {*legacy_jax.RENAMED, *legacy_jax.LOST, *legacy_jax._READ}
+    injected = "optimizer, sampler, gen_length"  # none that a file holds
+    assert set(rows) == {*legacy_jax.RENAMED, *legacy_jax.LOST, *legacy_jax._READ, injected}
     assert rows["d_model"] == "`n_embd`" and rows["n_vocab"] == "same"
 
 
@@ -147,15 +158,21 @@ def test_what_the_page_names_exists(root):
     """Everything in backquotes in the right column is a key, a flag or a path."""
     known = KEYS | set(DatasetConfig.model_fields) | MAIN_FLAGS | {
         "data_path", "dataset", "predict_steps"}
-    for script in ("create_tfrecords", "train_tokenizer"):
+    for script in ("create_tfrecords", "openwebtext", "train_tokenizer"):
         known |= script_flags(root, f"datasets/{script}.py")
     texts = [row.rsplit(" | ", 1)[1] for row in coming_from.page().splitlines()
-             if row.startswith("| `")]
+             if row.startswith("| ")]
     named = [word for text in texts for word in re.findall(r"`([^`]+)`", text)]
     assert len(named) > 80
     for word in named:
         first = word.split(" ")[0]
         assert first in known or os.path.exists(os.path.join(root, first)), word
+
+
+def test_a_flags_state_is_that_of_its_feature():
+    for text in tables.FEATURES.values():
+        if text.startswith("--"):
+            assert text in MAIN_FLAGS and coming_from.flag(text) in coming_from.page()
 
 
 def test_states_follow_the_tables(monkeypatch):
