@@ -29,8 +29,10 @@ NORMS = {
 FIXED = {
     "opt_name": "adamw", "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "lr_decay": "cosine",
     "gradient_clipping": 1.0, "precision": "bfloat16", "recompute_grad": True,
-    "no_weight_tie": True, "scale_by_depth": True, "pad_masked": False,
+    "no_weight_tie": True, "scale_by_depth": True, "pad_masked": False, "z_loss": 1e-4,
 }
+# Those that only a language model has.
+_OF_MODEL = ("no_weight_tie", "scale_by_depth", "pad_masked", "z_loss")
 # Their blocks.
 PARALLEL = {"parallel_residual": True, "rotary_style": "interleaved"}
 # Keys of theirs that decide no more than what others say here, or nothing.
@@ -93,8 +95,7 @@ def convert(old: dict[str, Any]) -> Converted:
     _schedule(old, found)
     _data(old, found)
     found.take("what its code fixes", **(
-        {key: value for key, value in FIXED.items() if not student or key not in (
-            "no_weight_tie", "scale_by_depth", "pad_masked")}))
+        {key: value for key, value in FIXED.items() if not student or key not in _OF_MODEL}))
     found.lost += [f"{key}: {LOST[key]}" for key in LOST if old.get(key)]
     _describe(old, found)
     return found
@@ -128,6 +129,7 @@ def _model(old: dict[str, Any], found: Converted) -> None:
     found.take("its blocks", **PARALLEL)
     found.lost.append("attention without biases, and its own standard deviations of initial weights"
                       ": they are GPT-2's here")
+    found.lost.append("its z-loss is of the logits less the largest one; z_loss is of the logits")
     head = old.get("d_head")
     if head is not None and head * _number(old, "n_heads") != old["d_model"]:
         found.lost.append(f"d_head {head}: the size of a head is n_embd / n_head here")

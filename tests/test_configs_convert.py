@@ -56,7 +56,7 @@ def test_gpt_j(run):
     data = config.dataset_configs["pile"]
     assert (data.path, data.eval_path) == ("data/pile.train.index", "data/pile.val.index")
     assert data.encoder == "gpt2" and config.n_vocab_padded == 50400 and not config.pad_masked
-    assert config.no_weight_tie and config.precision == "bfloat16"
+    assert config.no_weight_tie and config.precision == "bfloat16" and config.z_loss == 1e-4
     changed, lost = printed.split("not carried over:")
     assert "layers 28 → n_layer 28" in changed and "n_vocab 50400 →" not in changed
     for word in ("val_set owt", "eval_harness_tasks", "keep_every", "wandb_project"):
