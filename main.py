@@ -60,6 +60,14 @@ def make_parser():
                        help="GPUs to use, e.g. 0 1, one for each position of mesh_shape; without "
                             "it, CPU devices are made as the mesh needs")
 
+    group.add_argument("--tpu", metavar="NAME",
+                       help="run on a TPU: its name in Google Cloud, grpc://HOST:PORT, or local on "
+                            "a TPU VM; see docs/cloud.md")
+    group.add_argument("--tpu_zone", metavar="ZONE",
+                       help="where the TPU is (the zone of this machine)")
+    group.add_argument("--gcp_project", metavar="PROJECT",
+                       help="whose TPU it is (the project of this machine)")
+
     group = parser.add_argument_group("job", "Without one of these, the model is trained; a run "
                                              "that was stopped continues.")
     jobs = group.add_mutually_exclusive_group()
@@ -141,6 +149,7 @@ def parse(argv):
     if args.new and (args.eval or args.predict or args.check_dataset or args.print_config
                      or args.preflight):
         parser.error("argument --new: belongs to training")
+    _check_tpu(parser, args)
     if args.import_from is None and args.model is None:
         parser.error("the following arguments are required: --model")
     if args.import_from is not None:
@@ -151,6 +160,22 @@ def parse(argv):
                 parser.error(f"argument --{name}: does not go with --import_from, which makes the "
                              "config of what it finds")
     return args
+
+
+def _check_tpu(parser, args):
+    """Refuses flags that do not go with --tpu, or without it."""
+    if args.tpu is None:
+        for name in ("tpu_zone", "gcp_project"):
+            if getattr(args, name):
+                parser.error(f"argument --{name}: belongs to --tpu")
+        return
+    if not args.tpu:
+        parser.error("argument --tpu: must not be empty: a name, grpc://HOST:PORT or local")
+    if args.gpu_ids:
+        parser.error("argument --tpu: does not go with --gpu_ids")
+    for job in ("check_dataset", "print_config", "preflight", "import_from"):
+        if getattr(args, job):
+            parser.error(f"argument --tpu: --{job} uses no TPU; leave it out")
 
 
 def set_up_logging(quiet, verbose):
@@ -200,8 +225,8 @@ def read_text(path, flag):
         raise UserError(f"{flag} {path}: no such file") from error
 
 
-def predict(config, args):
-    """Samples, or fills in masks, as the flags say.
+def predict(config, args, tpu=None):
+    """Samples, or fills in masks, as the flags say, on a mesh.cloud.Tpu where there is one.
 
     Raises:
         UserError: the kind of model has nothing to do with a flag, or lacks one.
@@ -215,6 +240,8 @@ def predict(config, args):
                 "interactive": args.interactive,
                 "seed": config.seed if args.seed is None else args.seed}
     if config.mlm_training:
+        if tpu:
+            raise UserError("--tpu: masks are filled in by CPUs or GPUs; leave the flag out")
         for name in ("max_new_tokens", "stop"):
             if getattr(args, name):
                 raise UserError(f"--{name}: a masked language model fills in masks, a token each; "
@@ -225,7 +252,8 @@ def predict(config, args):
         return
     predictor.predict(
         config, prompts=prompts or ([] if args.interactive else [""]),
-        max_new_tokens=args.max_new_tokens or config.predict_max_steps, stop=args.stop, **settings)
+        max_new_tokens=args.max_new_tokens or config.predict_max_steps, stop=args.stop, tpu=tpu,
+        **settings)
 
 
 def run_job(args):
@@ -242,6 +270,12 @@ def run_job(args):
     config = schema.load(args.model, args.set, flags)
     for note in [*args.notes, *config.notes]:
         logging.info("note: %s", note)
+    tpu = None
+    if args.tpu:
+        from mesh import cloud
+
+        cloud.check_path(args.tpu, config.model_path)
+        tpu = cloud.find(args.tpu, args.tpu_zone, args.gcp_project, config.mesh_size)
     if args.print_config:
         print(config.describe(), flush=True)
     elif args.check_dataset:
@@ -249,7 +283,7 @@ def run_job(args):
 
         return 0 if inputs.check_dataset(config) else 1
     elif args.predict:
-        predict(config, args)
+        predict(config, args, tpu)
     elif args.preflight:
         # Read when TensorFlow is loaded. Folded, masks and the like become large constants.
         os.environ.setdefault("TF_XLA_FLAGS", "--tf_xla_disable_constant_folding=true")
@@ -260,9 +294,9 @@ def run_job(args):
         from training import run
 
         if args.eval:
-            run.evaluate(config)
+            run.evaluate(config, tpu=tpu)
         else:
-            run.train(config, new=args.new, yes=args.yes)
+            run.train(config, new=args.new, yes=args.yes, tpu=tpu)
     return 0
 
 

@@ -24,7 +24,6 @@ REFUSED = {
     "--auto_layout_and_mesh_shape": (0, "this release finds no layouts; docs/layouts.md says how "
                                         "to choose one, --set mesh_shape=… and --set layout=… "
                                         "give it"),
-    "--tpu": ("?", "this release runs on CPU devices, and on GPUs with --gpu_ids"),
 }
 
 

@@ -9,6 +9,7 @@ makes resource variables, which placement on CPU meshes, TPUs and fused updates 
 execution does no harm, as every graph is built inside a `tf.Graph` or by an Estimator.
 """
 
+import contextlib
 import os
 import warnings
 
@@ -23,6 +24,7 @@ with warnings.catch_warnings():
 
     import tensorflow.compat.v1 as tf
     from tensorflow.python.framework import ops, tensor_conversion_registry
+    from tensorflow.python.tpu.client import client as tpu_client
 
     if not hasattr(ops, "register_tensor_conversion_function"):
         # TensorFlow 2.13 moved it; mesh_tensorflow/tpu_variables.py calls it at import.
@@ -31,7 +33,23 @@ with warnings.catch_warnings():
 
     import mesh_tensorflow as mtf
 
-__all__ = ["mtf", "tf"]
+__all__ = ["mtf", "tf", "tpu_client", "tpu_loops"]
+
+
+@contextlib.contextmanager
+def tpu_loops():
+    """Within it TensorFlow builds loops as nodes of one graph, not as functions.
+
+    TPUEstimator puts the model function into a loop, and Mesh TensorFlow makes variables there,
+    which it can only if it gets out of the loop.
+    """
+    enabled = tf.control_flow_v2_enabled()
+    tf.disable_control_flow_v2()
+    try:
+        yield
+    finally:
+        if enabled:
+            tf.enable_control_flow_v2()
 
 
 def _read_variables_once():

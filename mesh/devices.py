@@ -4,8 +4,10 @@ import functools
 import os
 
 from configs.errors import UserError
+from mesh import torus
 from mesh.ahead import AheadMesh
 from mesh.compat import mtf, tf
+from mesh.simd import SimdMesh
 
 
 class CpuMesh(mtf.placement_mesh_impl.PlacementMeshImpl):
@@ -170,9 +172,32 @@ def mesh_impl(config):
     return CpuMesh(*_mesh(config))
 
 
-def ahead_mesh_impl(config):
-    """The mtf mesh implementation of a program that is made for TPUs without one."""
-    return AheadMesh(*_mesh(config))
+def ahead_mesh_impl(config, torus_shape=None):
+    """The mtf mesh implementation of a program that is made for TPUs without one.
+
+    Args:
+      config: the run's config.
+      torus_shape: [x, y, z, cores on a chip] of the slice; without it the mesh's positions lie on
+        the cores in their order.
+    """
+    order = torus_shape and torus.order(config.mesh, torus_shape)
+    return AheadMesh(*_mesh(config), logical_to_physical=order)
+
+
+def tpu_mesh_impl(config, assignment):
+    """The mtf mesh implementation of TPU cores; `assignment` is TPUEstimator's of devices."""
+    order = torus.order(config.mesh, [int(n) for n in assignment.topology.mesh_shape])
+    return SimdMesh(*_mesh(config), device_assignment=assignment, logical_to_physical=order)
+
+
+def master_placer(context):
+    """What places variables on a TPU's hosts, each where the least lies.
+
+    Args:
+      context: TPUEstimator's, of a model function.
+    """
+    place = context.tpu_host_placement_function
+    return mtf.utils.BalancedVariablePlacer([place(host_id=n) for n in range(context.num_hosts)])
 
 
 def _mesh(config):

@@ -16,7 +16,8 @@ from configs import old_flags
 from configs.errors import UserError
 
 FLAGS = {
-    "--help", "-h", "--model", "--set", "--model_path", "--gpu_ids", "--eval", "--predict",
+    "--help", "-h", "--model", "--set", "--model_path", "--gpu_ids", "--tpu", "--tpu_zone",
+    "--gcp_project", "--eval", "--predict",
     "--check_dataset", "--print_config", "--preflight", "--import_from",
     "--steps_per_checkpoint", "--new", "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
@@ -218,9 +219,9 @@ def test_problems_of_a_dataset_end_with_1(calls, monkeypatch, well, status):
 
 
 @pytest.mark.parametrize("flags, job, wanted", [
-    ([], "train", {"new": False, "yes": False}),
-    (["--new", "--yes"], "train", {"new": True, "yes": True}),
-    (["--eval"], "evaluate", {}),
+    ([], "train", {"new": False, "yes": False, "tpu": None}),
+    (["--new", "--yes"], "train", {"new": True, "yes": True, "tpu": None}),
+    (["--eval"], "evaluate", {"tpu": None}),
     (["--check_dataset"], "check_dataset", {})])
 def test_one_job_is_called_with_the_config(calls, flags, job, wanted):
     assert main.main(["--model", "demo", "--set", "lr=1e-4", "--model_path", "there",
@@ -242,7 +243,8 @@ def test_predict_without_flags(calls):
     [(job, (config,), kwargs)] = calls
     assert job == "predict" and config.n_layer == 4
     assert kwargs == {"prompts": [""], "num_samples": 1, "max_new_tokens": 9, "temperature": 1.0,
-                      "top_k": 0, "top_p": 1.0, "stop": [], "seed": 5, "interactive": False}
+                      "top_k": 0, "top_p": 1.0, "stop": [], "seed": 5, "interactive": False,
+                      "tpu": None}
 
 
 def test_predict_with_all_flags(calls, tmp_path, monkeypatch):
@@ -257,7 +259,8 @@ def test_predict_with_all_flags(calls, tmp_path, monkeypatch):
     assert config.entmax_sampling
     assert kwargs == {"prompts": ["a text", "from a file\n", "from standard input"],
                       "num_samples": 3, "max_new_tokens": 4, "temperature": 0.0, "top_k": 5,
-                      "top_p": 0.9, "stop": ["x", "\n"], "seed": 0, "interactive": False}
+                      "top_p": 0.9, "stop": ["x", "\n"], "seed": 0, "interactive": False,
+                      "tpu": None}
 
 
 def test_interactive_starts_with_no_prompt(calls):

@@ -44,6 +44,50 @@ class LogScalars(tf.train.SessionRunHook):
         self._next += 1
 
 
+class LogFromTpu(tf.train.SessionRunHook):
+    """Gives a meter the scalars of the last step of each of a TPU's loops.
+
+    The program on the TPU sends them to its host after every step, and the host keeps the newest.
+
+    Args:
+      scalars: a dict of scalar tensors of the program.
+      meter: a training.metrics.Meter.
+
+    Attributes:
+      host_call: what TPUEstimator has the host do with them.
+    """
+
+    _PATIENCE = 60.0  # seconds that the host may lag behind the TPU
+
+    def __init__(self, scalars, meter):
+        self._names, self._meter = list(scalars), meter
+        self._global_step = tf.train.get_global_step()
+        self._started = False
+        values = tf.stack([tf.cast(x, tf.float32) for x in scalars.values()])
+        self.host_call = (self._keep, [tf.reshape(tf.cast(self._global_step, tf.int32), [1]),
+                                       values])
+
+    def _keep(self, step, values):
+        # One variable, so that the step and its scalars are written together.
+        self._kept = tf.get_variable(
+            "newest_scalars", [1 + len(self._names)], tf.float64, tf.zeros_initializer(),
+            trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES])
+        return self._kept.assign(tf.concat([tf.cast(x, tf.float64) for x in (step, values)], 0))
+
+    def after_run(self, run_context, run_values):
+        session = run_context.session
+        step, until = session.run(self._global_step), time.monotonic() + self._PATIENCE
+        kept, *values = session.run(self._kept)
+        while kept < step and time.monotonic() < until:
+            time.sleep(0.01)
+            kept, *values = session.run(self._kept)
+        if not self._started:
+            # What comes before includes the program's compilation.
+            self._meter.start_clock(int(kept))
+            self._started = True
+        self._meter.log(int(kept), dict(zip(self._names, map(float, values), strict=True)))
+
+
 class SaveAtEnd(tf.train.SessionRunHook):
     """Saves the masters when a leg of training ends, and keeps the newest `keep` checkpoints.
 
@@ -54,12 +98,14 @@ class SaveAtEnd(tf.train.SessionRunHook):
       lowering: the mtf.Lowering, whose slices are copied to the masters before saving.
       model_path: the run's directory.
       keep: how many checkpoints are kept.
+      sharded: every host writes the masters that lie on it.
     """
 
-    def __init__(self, lowering, model_path, keep):
+    def __init__(self, lowering, model_path, keep, sharded=False):
         self._copy = lowering.copy_slices_to_masters()
         self._path = os.path.join(model_path, "model.ckpt")
-        self._saver = tf.train.Saver(max_to_keep=keep, save_relative_paths=True)
+        self._saver = tf.train.Saver(max_to_keep=keep, save_relative_paths=True,
+                                     sharded=sharded)
         state = tf.train.get_checkpoint_state(model_path)
         if state:
             self._saver.recover_last_checkpoints(state.all_model_checkpoint_paths)

@@ -16,7 +16,7 @@ def model_fn(features, mode, params, config, objective, meter=None):
     Args:
       features: what the input function of the config's kind of model gives.
       mode: tf.estimator.ModeKeys.TRAIN or EVAL.
-      params: TPUEstimator's own; not used.
+      params: TPUEstimator's own; on a TPU its context is in it.
       config: the run's config.
       objective: a training.objective.Objective.
       meter: a training.metrics.Meter, for training.
@@ -24,20 +24,32 @@ def model_fn(features, mode, params, config, objective, meter=None):
     Returns:
       a TPUEstimatorSpec.
     """
-    del params
-    mesh = mtf.Mesh(mtf.Graph(), "mesh")
+    context = params.get("context")
+    if context is None:
+        mesh, lowers = mtf.Mesh(mtf.Graph(), "mesh"), lower
+    else:
+        mesh = mtf.Mesh(mtf.Graph(), "mesh", devices.master_placer(context))
+        lowers = functools.partial(lower_on_tpu, context.device_assignment)
     if mode == tf.estimator.ModeKeys.TRAIN:
-        return _train_spec(config, objective, mesh, features, meter)
-    return _eval_spec(config, objective, mesh, features)
+        return _train_spec(config, objective, mesh, features, meter, lowers, context)
+    return _eval_spec(config, objective, mesh, features, lowers)
 
 
-def _train_spec(config, objective, mesh, features, meter):
-    step = train_step(config, objective, mesh, features, lower)
+def _train_spec(config, objective, mesh, features, meter, lowers, context):
+    step = train_step(config, objective, mesh, features, lowers)
+    host_call = None
+    if context is None:
+        log = hooks.LogScalars(step.scalars, config, meter)
+    else:
+        log = hooks.LogFromTpu(step.scalars, meter)
+        host_call = log.host_call
+    # What hooks run is no part of the program that a TPU repeats.
+    with mtf.utils.outside_all_rewrites():
+        save = hooks.SaveAtEnd(step.lowering, config.model_path, config.keep,
+                               sharded=context is not None and context.num_hosts > 1)
     return tf.estimator.tpu.TPUEstimatorSpec(
         tf.estimator.ModeKeys.TRAIN, loss=step.scalars["loss"], train_op=step.update,
-        training_hooks=[mtf.MtfRestoreHook(step.lowering),
-                        hooks.LogScalars(step.scalars, config, meter),
-                        hooks.SaveAtEnd(step.lowering, config.model_path, config.keep)])
+        host_call=host_call, training_hooks=[mtf.MtfRestoreHook(step.lowering), log, save])
 
 
 class TrainStep(NamedTuple):
@@ -113,10 +125,10 @@ def _scalar(mesh, value):
     return mtf.import_tf_tensor(mesh, tf.cast(value, tf.float32), mtf.Shape([]))
 
 
-def _eval_spec(config, objective, mesh, features):
+def _eval_spec(config, objective, mesh, features, lowers):
     inputs, counts = objective.eval_features(mesh, features)
     scores = objective.scores(layers.Context(mesh, config), inputs)
-    lowering = lower(config, mesh)
+    lowering = lowers(config, mesh)
     tensors = {}
     for name, (total, counted) in scores.items():
         count = counts[counted]
@@ -144,3 +156,9 @@ def lower(config, mesh):
     return mtf.Lowering(mesh.graph, {mesh: devices.mesh_impl(config)}, autostack=False)
 
 
+
+
+def lower_on_tpu(assignment, config, mesh):
+    """Lowers the graph of `mesh` onto the TPU cores of a device assignment."""
+    return mtf.Lowering(mesh.graph, {mesh: devices.tpu_mesh_impl(config, assignment)},
+                        autostack=False)

@@ -19,7 +19,7 @@ from training import checkpoints, language_models
 from training.completions import Completion, Row
 
 # New tokens between looks at the text for stop strings.
-_CHUNK = 32
+CHUNK = 32
 
 SEPARATOR = "---------------"
 
@@ -54,9 +54,12 @@ class Predictor:
             checkpoints.check_shapes(config, self.checkpoint, {
                 master.op.name: master.shape.as_list() for master in masters})
             self._saver = tf.train.Saver(masters)
-            self._session = tf.Session(graph=graph, config=devices.session_config(config))
+            self._session = self._open_session()
             graph.finalize()
         self._restore()
+
+    def _open_session(self):
+        return tf.Session(config=devices.session_config(self.config))
 
     def reload(self):
         """Takes the weights of the run's newest checkpoint."""
@@ -105,9 +108,9 @@ class Predictor:
         live = rows
         for round_ in itertools.count():
             slides = [row.slide() for row in live]
-            if round_ == 0 or any(slides):
+            if round_ == 0 or self._prefill_due(slides):
                 self._prefill(rows)
-            steps = min(_CHUNK, *(row.steps() for row in live))
+            steps = min(CHUNK, *(row.steps() for row in live))
             count = len(live[0].sample.tokens)
             for row, new in zip(rows, self._decode(rows, steps, count, scalars), strict=False):
                 if not row.sample.reason:
@@ -115,6 +118,9 @@ class Predictor:
             live = [row for row in rows if not row.sample.reason]
             if not live:
                 return
+
+    def _prefill_due(self, slides):
+        return any(slides)
 
     def _prefill(self, rows):
         tokens = np.zeros([self._rows, self.config.n_ctx], np.int32)
@@ -124,18 +130,23 @@ class Predictor:
             tokens[i, :len(window)] = window
             if not row.sample.reason:
                 lengths[i] = len(row.window) - 1  # decoding begins with the last one
-        self._session.run(self._prefill_op, {self._feeds["tokens"]: tokens,
-                                             self._feeds["lengths"]: lengths})
+        self._fill({"tokens": tokens, "lengths": lengths})
+
+    def _fill(self, values):
+        self._session.run(self._prefill_op,
+                          {self._feeds[name]: value for name, value in values.items()})
 
     def _decode(self, rows, steps, count, scalars):
-        """New tokens of each row: int32 [rows, _CHUNK], -1 where there is none."""
+        """New tokens of each row: int32 [rows, CHUNK], -1 where there is none."""
         state = {"token": [0] * self._rows, "position": [0] * self._rows,
                  "done": [1] * self._rows, "number": [0] * self._rows}
         for i, row in enumerate(rows):
             if not row.sample.reason:
                 state["token"][i], state["position"][i] = row.window[-1], len(row.window) - 1
                 state["done"][i], state["number"][i] = 0, row.sample.number
-        values = {**state, **scalars, "steps": steps, "count": count}
+        return self._run_decoder({**state, **scalars, "steps": steps, "count": count})
+
+    def _run_decoder(self, values):
         out, _ = self._session.run([self._new_tokens, self._keep_op],
                                    {self._feeds[name]: value for name, value in values.items()})
         return out
@@ -146,27 +157,19 @@ class Predictor:
         mesh, impl = mtf.Mesh(mtf.Graph(), "mesh"), devices.mesh_impl(config)
         ctx = layers.Context(mesh, config)
         model = language_models.build(config, self.encoder.n_vocab)
-        row = [mtf.Dimension("batch", self._rows)]
-        self._feeds, on_mesh = {}, {}
-        for names, dtype, dims in [
-                (["tokens"], tf.int32, [*row, mtf.Dimension("prompt", config.n_ctx)]),
-                (["lengths", "token", "position", "done", "number"], tf.int32, row),
-                (["steps", "count", "top_k", "seed"], tf.int32, []),
-                (["temperature", "top_p"], tf.float32, [])]:
-            for name in names:
-                self._feeds[name] = tf.placeholder(dtype, [d.size for d in dims], name)
-                on_mesh[name] = mtf.import_tf_tensor(mesh, self._feeds[name], mtf.Shape(dims))
-        filled = sampling.prefill(model, ctx, on_mesh.pop("tokens"), on_mesh.pop("lengths"))
+        self._feeds = feeds(config, self._rows)
+        values = on_mesh(mesh, self._feeds)
+        filled = sampling.prefill(model, ctx, values.pop("tokens"), values.pop("lengths"))
         # Between runs the caches live in variables, each slice on its device.
         kept = [tuple(Kept(impl, part.shape, part.dtype, f"cache/{layer}/{number}")
                       for number, part in enumerate(cache))
                 for layer, cache in enumerate(filled)]
-        settings = sampling.Settings(*(on_mesh.pop(name) for name in
+        settings = sampling.Settings(*(values.pop(name) for name in
                                        ("temperature", "top_k", "top_p", "seed")))
         new_tokens, updated = sampling.decode(
             model, ctx, caches=[tuple(part.read(mesh) for part in parts) for parts in kept],
-            size=_CHUNK, eos_id=self.encoder.eos_id, n_valid=self.encoder.n_vocab,
-            settings=settings, **on_mesh)
+            size=CHUNK, eos_id=self.encoder.eos_id, n_valid=self.encoder.n_vocab,
+            settings=settings, **values)
         lowering = mtf.Lowering(mesh.graph, {mesh: impl}, autostack=False)
         self._new_tokens = lowering.export_to_tf_tensor(new_tokens)
         self._prefill_op, self._keep_op = (
@@ -186,8 +189,28 @@ class Predictor:
         self._session.run([self._start_op, self._clear_op])
 
 
+def feeds(config, rows):
+    """What a sampling graph is given: {name: placeholder}, by row or one for all."""
+    found = {}
+    for names, dtype, shape in [
+            (["tokens"], tf.int32, [rows, config.n_ctx]),
+            (["lengths", "token", "position", "done", "number"], tf.int32, [rows]),
+            (["steps", "count", "top_k", "seed"], tf.int32, []),
+            (["temperature", "top_p"], tf.float32, [])]:
+        found.update({name: tf.placeholder(dtype, shape, name) for name in names})
+    return found
+
+
+def on_mesh(mesh, given):
+    """The values of `feeds` as mtf tensors: [batch, prompt], [batch] or scalars."""
+    names = ("batch", "prompt")
+    return {name: mtf.import_tf_tensor(mesh, x, mtf.Shape([
+                mtf.Dimension(*dim) for dim in zip(names, x.shape.as_list(), strict=False)]))
+            for name, x in given.items()}
+
+
 def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0, top_k=0,
-            top_p=1.0, stop=(), seed=1, interactive=False):
+            top_p=1.0, stop=(), seed=1, interactive=False, tpu=None):
     """Prints samples on stdout, and appends them to `predict_path` as JSON lines where it is set.
 
     Args:
@@ -197,6 +220,7 @@ def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0
         which that never comes, after a line break.
       num_samples, max_new_tokens, temperature, top_k, top_p, stop, seed: see Predictor.generate.
       interactive: answer each line of stdin as a prompt, after `prompts`.
+      tpu: the mesh.cloud.Tpu to sample on.
 
     Raises:
       UserError: there is nothing to sample from, or a prompt cannot be encoded.
@@ -204,7 +228,7 @@ def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0
     checkpoints.require_latest(config)
     encoder = checkpoints.encoder_of(config)
     encoded = [encode_prompt(encoder, prompt) for prompt in prompts]
-    predictor = Predictor(config, encoder)
+    predictor = _predictor(config, encoder, tpu)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
 
     def answer(texts, tokens):
@@ -228,6 +252,14 @@ def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0
         else:
             answer([line], [tokens])
     predictor.close()
+
+
+def _predictor(config, encoder, tpu):
+    if tpu is None:
+        return Predictor(config, encoder)
+    from training.tpu_predictor import TpuPredictor
+
+    return TpuPredictor(config, encoder, tpu)
 
 
 def encode_prompt(encoder, prompt):

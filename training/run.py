@@ -1,5 +1,6 @@
 """The loops: train with evaluations at checkpoints, or evaluate alone."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -12,7 +13,7 @@ from configs.command_line import refusal
 from configs.errors import UserError
 from configs.layouts import LANGUAGE_MODELS
 from mesh import devices
-from mesh.compat import mtf, tf
+from mesh.compat import mtf, tf, tpu_loops
 from models import layers
 from training import (
     checkpoints,
@@ -28,7 +29,7 @@ from training import (
 from training.samples import Samples
 
 
-def train(config, new=False, yes=False):
+def train(config, new=False, yes=False, tpu=None):
     """Trains to `train_steps`, from the last checkpoint if there is one.
 
     Every `steps_per_checkpoint` steps a checkpoint is saved and the validation split evaluated. The
@@ -38,6 +39,7 @@ def train(config, new=False, yes=False):
       config: the run's config.
       new: delete an earlier run in model_path first; asks, unless `yes`.
       yes: the answer to that question.
+      tpu: the mesh.cloud.Tpu to train on.
 
     Raises:
       UserError: the data, the config or the directory cannot be used.
@@ -63,12 +65,12 @@ def train(config, new=False, yes=False):
     writer.text("config", metrics.fenced(config.describe()), step)
     meter = metrics.Meter(config, facts, writer)
     samples = Samples(config, writer)
-    estimator = make_estimator(config, objective, meter)
+    estimator = make_estimator(config, objective, meter, tpu)
     scores = None
     while step < config.train_steps:
         every = config.steps_per_checkpoint
         target = min((step // every + 1) * every, config.train_steps)
-        _run_estimator(config, estimator.train,
+        _run_estimator(config, estimator, "train",
                        inputs.train_input_fn(config, record.start_window(step)), max_steps=target)
         step = checkpoints.step_of(checkpoints.latest(config.model_path))
         if evaluating:
@@ -85,8 +87,11 @@ def train(config, new=False, yes=False):
                    seconds=time.monotonic() - started, model_path=config.model_path)
 
 
-def evaluate(config):
-    """Evaluates the last checkpoint on the validation split; prints a JSON summary line."""
+def evaluate(config, tpu=None):
+    """Evaluates the last checkpoint on the validation split; prints a JSON summary line.
+
+    On `tpu`, a mesh.cloud.Tpu, where there is one.
+    """
     started = time.monotonic()
     devices.prepare(config)
     checkpoint = checkpoints.require_latest(config)
@@ -101,7 +106,7 @@ def evaluate(config):
     objective = objectives.of_run(config, facts, taken)
     measured = gauges.Gauges(config, _encoder_facts(facts), taken)
     clock = hooks.Bar(inputs.eval_windows(config).batches, "evaluating")
-    scores = _evaluate(config, objective, make_estimator(config, objective, meter=None), measured,
+    scores = _evaluate(config, objective, make_estimator(config, objective, None, tpu), measured,
                        clock)
     line = dict(step=step, train_loss=None, **scores,
                 tokens_per_sec=inputs.eval_windows(config).targets / clock.seconds,
@@ -201,15 +206,29 @@ def _encoder_facts(facts):
             "eos_id": facts.eos_id}
 
 
-def make_estimator(config, objective, meter):
-    """The TPUEstimator of a run; `meter`, a training.metrics.Meter, is for training alone."""
+def make_estimator(config, objective, meter, tpu=None):
+    """The TPUEstimator of a run.
+
+    Args:
+      config: the run's config.
+      objective: a training.objective.Objective.
+      meter: a training.metrics.Meter, for training alone.
+      tpu: a mesh.cloud.Tpu, or None for the devices of this machine.
+    """
+    on_tpu = {}
+    if tpu:
+        # Every core is given the whole batch, and cuts out its own rows.
+        on_tpu = dict(cluster=tpu.resolver, tpu_config=tf.estimator.tpu.TPUConfig(
+            iterations_per_loop=config.iterations, num_shards=tpu.cores, num_cores_per_replica=1,
+            per_host_input_for_training=tf.estimator.tpu.InputPipelineConfig.BROADCAST))
     run_config = tf.estimator.tpu.RunConfig(
-        model_dir=config.model_path, session_config=devices.session_config(config),
+        model_dir=config.model_path,
+        session_config=None if tpu else devices.session_config(config),
         tf_random_seed=config.seed, save_checkpoints_steps=None, save_checkpoints_secs=None,
-        save_summary_steps=None, log_step_count_steps=None)
+        save_summary_steps=None, log_step_count_steps=None, **on_tpu)
     estimator = tf.estimator.tpu.TPUEstimator(
         functools.partial(model_fn.model_fn, config=config, objective=objective, meter=meter),
-        config=run_config, use_tpu=False, params={}, train_batch_size=config.train_batch_size,
+        config=run_config, use_tpu=bool(tpu), params={}, train_batch_size=config.train_batch_size,
         eval_batch_size=config.eval_batch_size)
     # It writes scores of its own, among them an unweighted mean over batches, beside ours. They
     # shall not last.
@@ -217,10 +236,13 @@ def make_estimator(config, objective, meter):
     return estimator
 
 
-def _run_estimator(config, function, *args, **kwargs):
-    """Calls the Estimator; says what went wrong in the user's terms."""
+def _run_estimator(config, estimator, job, *args, **kwargs):
+    """Has the Estimator "train" or "evaluate"; says what went wrong in the user's terms."""
+    on_tpu = estimator.config.cluster is not None
     try:
-        return function(*args, **kwargs)
+        # Outside of all graphs TPUEstimator would take this process's devices for the TPU's.
+        with tf.Graph().as_default(), tpu_loops() if on_tpu else contextlib.nullcontext():
+            return getattr(estimator, job)(*args, **kwargs)
     except tf.train.NanLossDuringTrainingError as error:
         raise UserError(
             f"{config.model_path}: the loss is not a number any more; the last checkpoint is good: "
@@ -243,8 +265,8 @@ def _evaluate(config, objective, estimator, measured, bar=None):
     """
     facts = inputs.dataset_facts(config, "validation")
     batches = inputs.eval_windows(config).batches
-    result = _run_estimator(config, estimator.evaluate, inputs.eval_input_fn(config), steps=batches,
-                            hooks=[bar or hooks.Bar(batches, "evaluating")])
+    result = _run_estimator(config, estimator, "evaluate", inputs.eval_input_fn(config),
+                            steps=batches, hooks=[bar or hooks.Bar(batches, "evaluating")])
     return {**_NO_SCORES, **objective.report(result, facts), **measured.scores()}
 
 
