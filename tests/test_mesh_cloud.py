@@ -83,7 +83,7 @@ def test_nobody_answers(monkeypatch):
 def test_workers_elsewhere_do_not_see_this_machine(capsys):
     assert main.main(["--model", "demo", "--tpu", "ours"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert "runs/demo is on this machine" in line and "--model_path gs://" in line
+    assert "runs/demo/gpt is on this machine" in line and "--model_path gs://" in line
     cloud.check_path("ours", "gs://bucket/run")
     cloud.check_path("local", "runs/demo")
 
