@@ -32,6 +32,8 @@ def parse():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", metavar="FILE", help="nanoGPT's model.py, of a checkout of "
                         "karpathy/nanoGPT; without it, transformers' GPT2LMHeadModel is measured")
+    parser.add_argument("--compile", action="store_true", help="theirs by torch.compile; it takes "
+                        "a C++ compiler")
     parser.add_argument("--model", metavar="CONFIG", default="shakespeare_char",
                         help="whose sizes and optimizer (shakespeare_char)")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
@@ -46,7 +48,7 @@ def parse():
 class Theirs:
     """A torch GPT with nanoGPT's training step."""
 
-    def __init__(self, config, vocab, path, threads):
+    def __init__(self, config, vocab, path, threads, compiled):
         import torch
 
         torch.set_num_threads(threads)
@@ -68,6 +70,8 @@ class Theirs:
             self.name = "transformers"
             self._model, self._optimizer = self._transformers(vocab, sizes)
         self._model.train()
+        if compiled:
+            self._model = torch.compile(self._model)
 
     def _transformers(self, vocab, sizes):
         import transformers
@@ -176,7 +180,7 @@ def measure(args, directory):
         model_path=f"{directory}/run", n_vocab=args.vocab, train_steps=steps, lr_decay_end=None,
         steps_per_checkpoint=steps, eval_steps=0)
     with contextlib.redirect_stdout(sys.stderr):  # nanoGPT's model tells its size
-        theirs = Theirs(config, args.vocab, args.nanogpt, args.threads)
+        theirs = Theirs(config, args.vocab, args.nanogpt, args.threads, args.compile)
     facts = inputs.dataset_facts(config, "train")
     meter = metrics.Meter(config, facts, metrics.Writer(config.model_path))
     our_time, their_time = Stopwatch(args.steps), Stopwatch(args.steps)
@@ -204,7 +208,7 @@ def main():
     result = {"model": args.model, "n_layer": config.n_layer, "n_embd": config.n_embd,
               "n_ctx": config.n_ctx, "train_batch_size": config.train_batch_size,
               "threads": args.threads, "rounds": args.rounds, "steps": args.steps,
-              "load_before": load, "baseline": name}
+              "load_before": load, "baseline": name, "compiled": args.compile}
     print(f"{'':14}{'ms a step':>12}{'tokens/s':>12}{'processor ms':>14}")
     for key, label, watch in (("ours", "ours", ours), ("theirs", name, theirs)):
         clock, processor = watch.medians()
