@@ -8,7 +8,8 @@ import jobs
 import pytest
 
 from configs import schema
-from mesh import pjrt
+from mesh import pjrt, tpus
+from mesh import preflight as mesh_preflight
 from mesh.compat import mtf
 from training import ahead, objectives
 from training import preflight as preflight_run
@@ -87,3 +88,27 @@ def test_a_step_that_does_not_fit_is_refused_with_remedies(tmp_path, capsys):
     assert found["hbm_gib"] > 7.48 and "gpt/wte" in done.stdout
     assert "v2-8: does not fit" in done.stdout and "recompute_grad=true" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == found
+
+
+def test_remedies_are_tried_until_one_fits(tmp_path, capsys, monkeypatch):
+    """The compiler's answers are made up here: what takes part in them is the config's program."""
+    fit = tpus.find("v3-8").generation.memory
+
+    def compile_for(program, tpu, mesh):
+        if dict(mesh) == {"x": 8}:
+            return mesh_preflight.TooLarge(2 * fit, "the compiler's words")
+        return mesh_preflight.Compiled({"arguments": fit // 2}, types.SimpleNamespace(moved=[]),
+                                       [], {"compute": 1.0})
+
+    monkeypatch.setattr(mesh_preflight, "compile_for", compile_for)
+    monkeypatch.setattr(mesh_preflight, "check_installed", lambda: None)
+    done = preflight(capsys, tmp_path, "v3-8", n_layer=1, train_batch_size=16,
+                     tokens_per_mb_per_replica=0)
+    assert not done.summary["fits"]
+    sets = [row["set"] for row in done.summary["remedies"]]
+    assert [row["fits"] for row in done.summary["remedies"]] == [False, False, True]
+    assert sets[0] == {"recompute_grad": True}
+    assert sets[1] == {"recompute_grad": True, "tokens_per_mb_per_replica": 16}
+    assert sets[2]["mesh_shape"] == "x:4,y:2" and "heads:y" in sets[2]["layout"]
+    assert "tried --set recompute_grad=true: does not fit, 30.96 GiB" in done.stdout
+    assert "--set mesh_shape=x:4,y:2" in done.stdout and ": fits, 7.74 GiB" in done.stdout

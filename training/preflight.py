@@ -8,7 +8,7 @@ import inputs
 from configs.errors import UserError
 from mesh import preflight, tpus
 from mesh.compat import tf
-from training import ahead, frozen, objectives
+from training import ahead, frozen, objectives, remedies
 
 _GIB = 2 ** 30
 REMEDIES = ("recompute_grad=true, a lower tokens_per_mb_per_replica or train_batch_size, "
@@ -30,17 +30,49 @@ def run(config, name):
                         f"{config.mesh_size} positions, and {name} has {tpu.cores} cores; try "
                         f"--set mesh_shape=x:{tpu.cores} --set layout=batch:x")
     preflight.check_installed()
+    found, flops = _compiled(config, tpu)
+    tokens = config.train_batch_size * config.n_ctx
+    if isinstance(found, preflight.TooLarge):
+        _print_refusal(found, tpu, _tried(config, tpu))
+    else:
+        tried = () if _fits(found, tpu) else _tried(config, tpu)
+        _print_report(found, tpu, tokens, config.train_steps, flops * tokens, tried)
+
+
+def _compiled(config, tpu):
+    """(what preflight.compile_for says of a config's step, its model FLOPs a token)."""
     facts, specs = _data(config)
     objective = objectives.of_run(config, facts, frozen.of_run(config))
     program, impl = ahead.program(config, objective, specs)
-    logging.info("compiling for %s (%s); this takes minutes for a large model", name, tpu.topology)
-    found = preflight.compile_for(program, tpu, config.mesh)
-    tokens = config.train_batch_size * config.n_ctx
-    if isinstance(found, preflight.TooLarge):
-        _print_refusal(found, tpu)
-    else:
-        _print_report(found, tpu, tokens, config.train_steps,
-                      model_flops(config, impl.variables.values()) * tokens)
+    logging.info("compiling for %s (%s); this takes minutes for a large model", tpu.name,
+                 tpu.topology)
+    return (preflight.compile_for(program, tpu, config.mesh),
+            model_flops(config, impl.variables.values()))
+
+
+def _fits(found, tpu):
+    return (isinstance(found, preflight.Compiled)
+            and sum(found.memory.values()) <= tpu.generation.memory)
+
+
+def _tried(config, tpu):
+    """Remedies up to the first that makes the step fit: {"set", "fits", "hbm_gib"} of each."""
+    rows = []
+    for change, changed in remedies.of_run(config):
+        logging.info("it does not fit; trying %s", remedies.flags(change))
+        found, _ = _compiled(changed, tpu)
+        used = found.needed if isinstance(found, preflight.TooLarge) else sum(found.memory.values())
+        rows.append({"set": change, "fits": _fits(found, tpu), "hbm_gib": used and used / _GIB})
+        if rows[-1]["fits"]:
+            break
+    return rows
+
+
+def _print_tried(rows):
+    for row in rows:
+        size = "" if row["hbm_gib"] is None else f", {row['hbm_gib']:.2f} GiB"
+        print(f"tried {remedies.flags(row['set'])}: {'fits' if row['fits'] else 'does not fit'}"
+              f"{size}")
 
 
 def model_flops(config, variables):
@@ -87,17 +119,19 @@ def _data(config):
                    "valid": tf.TensorSpec([batch], tf.int32)}
 
 
-def _print_refusal(found, tpu):
+def _print_refusal(found, tpu, tried):
     limit = tpu.generation.memory
     needed = "more" if found.needed is None else f"at least {found.needed / _GIB:.2f} GiB"
     print(f"{tpu.name}: does not fit: a core has {limit / _GIB:.2f} GiB, and the step needs "
-          f"{needed}.\nTry --set {REMEDIES}.\n\n{found.message}")
+          f"{needed}.\nTry --set {REMEDIES}.")
+    _print_tried(tried)
+    print(f"\n{found.message}")
     _print_json(fits=False, hbm_gib=found.needed and found.needed / _GIB,
                 hbm_limit_gib=limit / _GIB, step_seconds=None, tokens_per_second=None, mfu=None,
-                collectives=[])
+                collectives=[], remedies=tried)
 
 
-def _print_report(found, tpu, tokens, steps, flops):
+def _print_report(found, tpu, tokens, steps, flops, tried):
     limit, used = tpu.generation.memory, sum(found.memory.values())
     seconds, fits = sum(found.seconds.values()), used <= limit
     mfu = flops / (seconds * tpu.cores * tpu.generation.peak)
@@ -108,6 +142,7 @@ def _print_report(found, tpu, tokens, steps, flops):
           f"{limit / _GIB:.2f} GiB of each core's memory ({parts})")
     if not fits:
         print(f"Try --set {REMEDIES}.")
+        _print_tried(tried)
     print(f"estimated step: {seconds:.4g} s ({times}; docs/tpu.md has the formula)")
     print(f"{tokens / seconds:,.0f} tokens/s, MFU {mfu:.1%} of {flops:.3g} FLOPs a step; "
           f"{steps:,} steps take {steps * seconds / 86400:.3g} days, "
@@ -120,7 +155,8 @@ def _print_report(found, tpu, tokens, steps, flops):
           f"{sum(x.times for x in moved)}, {sum(x.bytes * x.times for x in moved) / 1e6:,.2f} MB")
     _print_json(fits=fits, hbm_gib=used / _GIB, hbm_limit_gib=limit / _GIB, step_seconds=seconds,
                 tokens_per_second=tokens / seconds, mfu=mfu,
-                collectives=[row._asdict() for row in found.traffic])
+                collectives=[row._asdict() for row in found.traffic],
+                **({} if fits else {"remedies": tried}))
 
 
 def _print_json(**values):
