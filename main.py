@@ -83,10 +83,22 @@ def make_parser():
     jobs.add_argument("--preflight", metavar="SLICE",
                       help="compile the training step for a TPU slice (v3-8, v4-32, ...) without "
                            "one: does it fit, and how long would a step take? See docs/tpu.md")
+    jobs.add_argument("--auto_layout", action="store_true",
+                      help="find the layout of least memory for mesh_shape; see docs/layouts.md")
+    jobs.add_argument("--auto_layout_and_mesh_shape", metavar="CORES|SLICE", nargs="?", const="",
+                      help="find mesh_shape as well, for any number of cores")
+    jobs.add_argument("--explain_layout", metavar="DIR", nargs="?", const="",
+                      help="show which slice of which weight each core has, as text, HTML and PNG "
+                           "(in DIR, or model_path)")
     jobs.add_argument("--import_from", metavar="PATH",
                       help="make a run in --model_path of a CLIP text tower: OpenAI's .pt, a "
                            "Hugging Face or OpenCLIP file, or a directory with one; needs no "
                            "--model")
+
+    group = parser.add_argument_group("layouts")
+    group.add_argument("--write", metavar="FILE",
+                       help="write the config with the layout that was found (with --auto_layout, "
+                            "--auto_layout_and_mesh_shape)")
 
     group = parser.add_argument_group("training")
     group.add_argument("--steps_per_checkpoint", metavar="N", type=count,
@@ -127,13 +139,19 @@ def make_parser():
     return parser
 
 
+def lays_out(args):
+    """Whether the job is one about layouts."""
+    return args.auto_layout or any(flag is not None for flag in (
+        args.auto_layout_and_mesh_shape, args.explain_layout))
+
+
 def parse(argv):
     """Parses flags and refuses those that belong to another job."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.predict_text or args.predict_file:
         if (args.eval or args.check_dataset or args.print_config or args.import_from
-                or args.preflight):
+                or args.preflight or lays_out(args)):
             parser.error("argument --predict_text, --predict_file: they are --predict --prompt, "
                          "a job of their own")
         args.predict = True
@@ -147,9 +165,11 @@ def parse(argv):
     if args.interactive and "-" in args.prompt:
         parser.error("argument --prompt: - and --interactive both read standard input")
     if args.new and (args.eval or args.predict or args.check_dataset or args.print_config
-                     or args.preflight):
+                     or args.preflight or lays_out(args)):
         parser.error("argument --new: belongs to training")
     _check_tpu(parser, args)
+    if args.write is not None and (not lays_out(args) or args.explain_layout is not None):
+        parser.error("argument --write: belongs to --auto_layout and --auto_layout_and_mesh_shape")
     if args.import_from is None and args.model is None:
         parser.error("the following arguments are required: --model")
     if args.import_from is not None:
@@ -256,6 +276,21 @@ def predict(config, args, tpu=None):
         **settings)
 
 
+def lay_out(config, args):
+    """Does the job about layouts that the flags ask for."""
+    # See --preflight.
+    os.environ.setdefault("TF_XLA_FLAGS", "--tf_xla_disable_constant_folding=true")
+    if args.explain_layout is not None:
+        from training import explain_layout
+
+        explain_layout.run(config, args.explain_layout or config.model_path)
+    else:
+        from training import auto_layout
+
+        auto_layout.run(config, shape_too=not args.auto_layout,
+                        cores=args.auto_layout_and_mesh_shape, write=args.write)
+
+
 def run_job(args):
     """Loads the config and does the one job that the flags ask for; returns an exit status."""
     if args.import_from is not None:
@@ -284,6 +319,8 @@ def run_job(args):
         return 0 if inputs.check_dataset(config) else 1
     elif args.predict:
         predict(config, args, tpu)
+    elif lays_out(args):
+        lay_out(config, args)
     elif args.preflight:
         # Read when TensorFlow is loaded. Folded, masks and the like become large constants.
         os.environ.setdefault("TF_XLA_FLAGS", "--tf_xla_disable_constant_folding=true")

@@ -110,6 +110,8 @@ def page() -> str:
 def neo(key: str) -> str:
     """What a key of GPT-Neo is here."""
     if key in legacy.UNSUPPORTED:
+        if key.startswith("auto_"):
+            return f"refused where it is on: `main.py --{key}` finds a layout to write down"
         return "refused where it is on: not in this release"
     if key in tables.NEO_MEANINGS:
         return tables.NEO_MEANINGS[key]

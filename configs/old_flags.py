@@ -19,11 +19,6 @@ UNNEEDED = {
 # Refused: flag → (how many values follow: "?" for one or none, what to do).
 REFUSED = {
     "--export": ("?", "this release has no export; checkpoints in model_path are TensorFlow's"),
-    "--auto_layout": (0, "this release finds no layouts; docs/layouts.md says how to choose one, "
-                         "--set layout=… gives it"),
-    "--auto_layout_and_mesh_shape": (0, "this release finds no layouts; docs/layouts.md says how "
-                                        "to choose one, --set mesh_shape=… and --set layout=… "
-                                        "give it"),
 }
 
 

@@ -58,8 +58,8 @@ class Slice(NamedTuple):
     generation: Generation
 
 
-def find(name):
-    """The Slice called `name`.
+def find(name, flag="--preflight"):
+    """The Slice called `name`, which a flag names.
 
     Raises:
       UserError: there is none; names those that are near.
@@ -74,4 +74,4 @@ def find(name):
         known = [f"{kind}-{number}" for kind, generation in GENERATIONS.items()
                  for number in generation.shapes]
         known = difflib.get_close_matches(name, known, 3, 0.5) or known
-    raise UserError(f"--preflight {name}: no such TPU slice; there are {', '.join(known)}")
+    raise UserError(f"{flag} {name}: no such TPU slice; there are {', '.join(known)}")
