@@ -193,6 +193,8 @@ def _check_tpu(parser, args):
         parser.error("argument --tpu: must not be empty: a name, grpc://HOST:PORT or local")
     if args.gpu_ids:
         parser.error("argument --tpu: does not go with --gpu_ids")
+    if lays_out(args):
+        parser.error("argument --tpu: layouts are found and shown without a TPU; leave it out")
     for job in ("check_dataset", "print_config", "preflight", "import_from"):
         if getattr(args, job):
             parser.error(f"argument --tpu: --{job} uses no TPU; leave it out")

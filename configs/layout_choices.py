@@ -9,7 +9,7 @@ AXES = "xyzw"
 
 
 def mesh_shapes(cores: int, most: int = 2) -> list[list[int]]:
-    """Every way to write `cores` as a product of up to `most` axes longer than 1, the order counted.
+    """Ways to write `cores` as a product of up to `most` axes longer than 1, the order counted.
 
     Any number of cores will do, not only powers of two. One core is [[1]].
     """

@@ -5,7 +5,7 @@ Its model is of memory alone: it knows nothing of communication.
 
 from configs import layouts
 from configs.errors import UserError
-from mesh.compat import mtf
+from mesh.compat import auto_mtf, mtf
 
 ABSENT = ("the solver of mtf.auto_mtf is not installed; pip install -r requirements-layouts.txt")
 
@@ -36,7 +36,7 @@ def choose(graph, outputs, mesh, allowed):
     Raises:
       UserError: the solver found nothing.
     """
-    from mesh_tensorflow.auto_mtf import layout_optimizer, memory_estimator
+    layout_optimizer, memory_estimator = auto_mtf()
 
     class Optimizer(layout_optimizer.LayoutOptimizer):
         """With our own rules besides: of a dimension, and of two dimensions of one tensor."""

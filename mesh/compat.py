@@ -33,7 +33,7 @@ with warnings.catch_warnings():
 
     import mesh_tensorflow as mtf
 
-__all__ = ["mtf", "tf", "tpu_client", "tpu_loops"]
+__all__ = ["auto_mtf", "mtf", "tf", "tpu_client", "tpu_loops"]
 
 
 @contextlib.contextmanager
@@ -72,3 +72,10 @@ def _read_variables_once():
 
 
 _read_variables_once()
+
+
+def auto_mtf():
+    """mesh-tensorflow's modules (layout_optimizer, memory_estimator), which import ortools."""
+    from mesh_tensorflow.auto_mtf import layout_optimizer, memory_estimator
+
+    return layout_optimizer, memory_estimator
