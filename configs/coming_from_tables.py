@@ -209,7 +209,7 @@ FEATURES = {
     "Clipping and losses": "`gradient_clipping`, `z_loss`, `label_smoothing`, `entmax_alpha`",
     "Precision": "`precision`: float32 or bfloat16, weights float32; no 8-bit numbers",
     "Parallelism": "`mesh_shape`, `layout`; no pipelines",
-    "TPUs": "--tpu",
+    "TPUs": "`--tpu`",
     "Microbatches": "`tokens_per_mb_per_replica`",
     "Recomputation": "`recompute_grad`",
     "Checkpoints": "`steps_per_checkpoint`, `keep`",
