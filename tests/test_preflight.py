@@ -79,6 +79,7 @@ def test_data_parallel_step_on_v3_8(tmp_path, capsys):
     assert "does not fit" not in done.stdout and "v3-8: fits" in done.stdout
 
 
+@pytest.mark.slow
 @compiled
 def test_a_step_that_does_not_fit_is_refused_with_remedies(tmp_path, capsys):
     done = preflight(capsys, tmp_path, "v2-8", n_vocab=2**19, n_embd=2048, n_ctx=8)
