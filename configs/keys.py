@@ -273,7 +273,9 @@ class DataKeys(Keys):
     eval_tasks: EvalTasks = Field(
         [], description="JSONL files of items on which each evaluation scores the language model: "
                         "choices, completions or documents; \"lambada\" is the dataset's "
-                        "lambada_tokens_path, \"lambada:PATH\" another file of it.")
+                        "lambada_tokens_path, \"lambada:PATH\" another file of it; \"coda:PATH\" "
+                        "and color, shape, material, size_larger or size_smaller for coda are "
+                        "files of CoDa and ViComTe.")
     eval_tasks_bos: bool = Field(
         False, description="Whether items begin with the end-of-text id, as documents do in "
                            "training; it is the lm-evaluation-harness's add_bos_token.")

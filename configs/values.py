@@ -11,6 +11,8 @@ from configs.messages import did_you_mean, shown
 
 ATTENTION_TYPES = ("global", "local", "linear", "none")
 LAMBADA = "lambada"
+# Visual-knowledge probes among eval_tasks, "coda:PATH" and so on.
+PROBES = ("coda", "color", "shape", "material", "size_larger", "size_smaller")
 MODES = ("chunks", "documents_random", "documents_fixed")
 
 
@@ -162,8 +164,21 @@ def eval_tasks(value: Any) -> list[str]:
 
 
 def task_name(path: str) -> str:
-    """The name of an entry of `eval_tasks` in scores: a file's without directory and ending."""
-    return path if path == LAMBADA else lambada_path(path).rpartition("/")[2].rpartition(".")[0]
+    """The name of an entry of `eval_tasks` in scores: a file's without directory and ending.
+
+    Probes' files have what they are about before it, "color_test": ViComTe's are called alike.
+    """
+    if path == LAMBADA:
+        return path
+    probe, path = probe_of(path)
+    name = lambada_path(path).rpartition("/")[2].rpartition(".")[0]
+    return f"{probe}_{name}" if probe else name
+
+
+def probe_of(entry: str) -> tuple[str | None, str]:
+    """What of PROBES an entry of `eval_tasks` begins with, or None, and the path after it."""
+    probe, colon, path = entry.partition(":")
+    return (probe, path) if colon and probe in PROBES else (None, entry)
 
 
 def lambada_path(path: str) -> str:

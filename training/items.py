@@ -195,5 +195,23 @@ def windows(ids, n_ctx, place):
     return found
 
 
+def with_parts(mean, found, parts):
+    """mean(found), and in it the same of each part of the items.
+
+    Args:
+      mean: a function of a list of items' scores that gives a dict.
+      found: the scores of each item.
+      parts: the names of each item's parts, as Item has them.
+    """
+    result = mean(found)
+    for part in sorted({part for of_item in parts for part in of_item}):
+        inner = result
+        for name in part[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[part[-1]] = mean([value for value, of_item in zip(found, parts, strict=True)
+                                if part in of_item])
+    return result
+
+
 def _error(place, sentence):
     return UserError(f"eval_tasks: {place}: {sentence}")

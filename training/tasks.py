@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from configs.values import task_name
-from training import checkpoints, items, lambada, language_models, scorer
+from configs.values import probe_of, task_name
+from training import checkpoints, items, lambada, language_models, probes, scorer
 
 
 class Tasks:
@@ -30,8 +30,9 @@ class Tasks:
     def __init__(self, config, encoder):
         checkpoints.check_vocabulary(config, encoder)
         self._config, self._n_valid, self._scorer = config, encoder.n_vocab, None
-        self._files = {task_name(entry): _File(entry, encoder, config)
-                       for entry in config.eval_tasks}
+        self._files = {
+            task_name(entry): (probes.File if probe_of(entry)[0] else _File)(entry, encoder, config)
+            for entry in config.eval_tasks}
 
     def scores(self):
         """Scores of the newest checkpoint.
@@ -73,14 +74,8 @@ class _File:
             *(np.split(x, self._ends[:-1]) for x in (sums, likeliest, counts)), strict=True)]
         documents = self._items[0].kind == "text"
         mean = _of_texts if documents else _of_answers
-        result = mean(found) if documents else {**mean(found), "cut": self._cut}
-        for part in sorted({part for item in self._items for part in item.parts}):
-            inner = result
-            for name in part[:-1]:
-                inner = inner.setdefault(name, {})
-            inner[part[-1]] = mean([value for item, value in zip(self._items, found, strict=True)
-                                    if part in item.parts])
-        return result
+        result = items.with_parts(mean, found, [item.parts for item in self._items])
+        return result if documents else {**result, "cut": self._cut}
 
 
 def _sizes(item, encoder):
@@ -149,6 +144,8 @@ def phrases(scores):
     for name, values in scores.items():
         if "loss" in values:
             found.append(f"{name} {values['bits_per_byte']:.4f} bits per byte")
+        elif "spearman" in values:
+            found.append(f"{name} spearman {values['spearman']:.3f} acc {values['acc']:.3f}")
         elif "chance" in values:
             found.append(f"{name} acc {values['acc']:.3f} (chance {values['chance']:.3f})")
         else:
