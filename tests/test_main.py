@@ -18,7 +18,8 @@ from configs.errors import UserError
 FLAGS = {
     "--help", "-h", "--model", "--set", "--model_path", "--gpu_ids", "--tpu", "--tpu_zone",
     "--gcp_project", "--eval", "--predict",
-    "--check_dataset", "--print_config", "--preflight", "--import_from",
+    "--check_dataset", "--print_config", "--auto_layout", "--auto_layout_and_mesh_shape",
+    "--explain_layout", "--write", "--preflight", "--import_from",
     "--steps_per_checkpoint", "--new", "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
     "--entmax_sampling", "--interactive", "--quiet", "--verbose", "--debug",
