@@ -80,6 +80,10 @@ def make_parser():
                       help="decode and print samples of the datasets, and report problems")
     jobs.add_argument("--print_config", action="store_true",
                       help="print every key, its value and where it came from")
+    jobs.add_argument("--export", nargs="*", metavar=("FORMAT", "DIR"),
+                      help="write the newest checkpoint for use elsewhere; the format is "
+                           "saved_model: TensorFlow's, into MODEL_PATH/export or DIR. See "
+                           "docs/export.md")
     jobs.add_argument("--preflight", metavar="SLICE",
                       help="compile the training step for a TPU slice (v3-8, v4-32, ...) without "
                            "one: does it fit, and how long would a step take? See docs/tpu.md")
@@ -151,7 +155,7 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.predict_text or args.predict_file:
         if (args.eval or args.check_dataset or args.print_config or args.import_from
-                or args.preflight or lays_out(args)):
+                or args.preflight or args.export is not None or lays_out(args)):
             parser.error("argument --predict_text, --predict_file: they are --predict --prompt, "
                          "a job of their own")
         args.predict = True
@@ -160,12 +164,15 @@ def parse(argv):
             setattr(args, name, default)
         elif not args.predict:
             parser.error(f"argument --{name}: belongs to --predict")
+    if args.export is not None and (len(args.export) > 2
+                                    or args.export[:1] not in ([], ["saved_model"])):
+        parser.error("argument --export: takes saved_model and a directory, or nothing")
     if "" in args.stop:
         parser.error("argument --stop: must not be empty")
     if args.interactive and "-" in args.prompt:
         parser.error("argument --prompt: - and --interactive both read standard input")
     if args.new and (args.eval or args.predict or args.check_dataset or args.print_config
-                     or args.preflight or lays_out(args)):
+                     or args.preflight or args.export is not None or lays_out(args)):
         parser.error("argument --new: belongs to training")
     _check_tpu(parser, args)
     if args.write is not None and (not lays_out(args) or args.explain_layout is not None):
@@ -195,8 +202,8 @@ def _check_tpu(parser, args):
         parser.error("argument --tpu: does not go with --gpu_ids")
     if lays_out(args):
         parser.error("argument --tpu: layouts are found and shown without a TPU; leave it out")
-    for job in ("check_dataset", "print_config", "preflight", "import_from"):
-        if getattr(args, job):
+    for job in ("check_dataset", "print_config", "preflight", "import_from", "export"):
+        if getattr(args, job) not in (None, False):
             parser.error(f"argument --tpu: --{job} uses no TPU; leave it out")
 
 
@@ -321,6 +328,12 @@ def run_job(args):
         return 0 if inputs.check_dataset(config) else 1
     elif args.predict:
         predict(config, args, tpu)
+    elif args.export is not None:
+        from interop import saved_model
+
+        directory = args.export[1:] or [os.path.join(config.model_path, "export")]
+        saved_model.export(config, directory[0])
+        print(directory[0], flush=True)
     elif lays_out(args):
         lay_out(config, args)
     elif args.preflight:

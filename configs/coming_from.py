@@ -112,7 +112,7 @@ def neo(key: str) -> str:
     if key in legacy.UNSUPPORTED:
         if key.startswith("auto_"):
             return f"refused where it is on: `main.py --{key}` finds a layout to write down"
-        return "refused where it is on: not in this release"
+        return "refused where it is on: `main.py --export` writes one"
     if key in tables.NEO_MEANINGS:
         return tables.NEO_MEANINGS[key]
     if key in legacy.RENAMED:
@@ -140,8 +140,6 @@ def jax() -> dict[str, str]:
 
 def flag(name: str, remark: str = "") -> str:
     """What a flag of an older main.py is here."""
-    if name in old_flags.REFUSED:
-        return f"refused: {old_flags.REFUSED[name][1]}"
     if name in old_flags.UNNEEDED:
         return f"not needed: {old_flags.UNNEEDED[name][1]}"
     state = f"works; now `{old_flags.TAKEN[name][1]}`" if name in old_flags.TAKEN else "same"

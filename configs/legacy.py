@@ -113,7 +113,7 @@ def translate(values: dict[str, Any], whole: bool = False
     for key, value in values.items():
         if key in UNSUPPORTED:
             if value:
-                flag = f" (main.py --{key} finds one)" if key.startswith("auto_") else ""
+                flag = f" (main.py --{key} {'finds' if key.startswith('auto_') else 'writes'} one)"
                 raise UserError(f"{key}: not supported by this release; remove it or set it to "
                                 f"{'false' if value is True else 'null'}{flag}")
             continue

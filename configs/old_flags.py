@@ -1,6 +1,6 @@
 """Flags of GPT-Neo's and ConnorJL/GPT2's main.py that this one lacks or has by another name.
 
-None of them is passed over in silence: each works, is named in a note, or is refused with one line.
+None of them is passed over in silence: each works, or is named in a note.
 """
 
 import argparse
@@ -15,18 +15,6 @@ TAKEN = {
 UNNEEDED = {
     "--sacred_id": (1, "there is no Sacred here; runs are told apart by --model_path"),
 }
-
-# Refused: flag → (how many values follow: "?" for one or none, what to do).
-REFUSED = {
-    "--export": ("?", "this release has no export; checkpoints in model_path are TensorFlow's"),
-}
-
-
-class _Refuse(argparse.Action):
-    """Ends with one line that says what to do without the flag."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"argument {option_string}: {REFUSED[option_string][1]}")
 
 
 class _Pass(argparse.Action):
@@ -45,10 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(notes=[])
     for flag in TAKEN:
         parser.add_argument(flag, action="append", default=[], help=argparse.SUPPRESS)
-    for table, action in ((UNNEEDED, _Pass), (REFUSED, _Refuse)):
-        for flag, (count, _) in table.items():
-            if flag in parser._option_string_actions:
-                continue
-            parser.add_argument(flag, action=action, nargs={1: None}.get(count, count),
-                                dest=f"old{flag.replace('-', '_')}", default=argparse.SUPPRESS,
-                                help=argparse.SUPPRESS)
+    for flag, (count, _) in UNNEEDED.items():
+        parser.add_argument(flag, action=_Pass, nargs={1: None}.get(count, count),
+                            dest=f"old{flag.replace('-', '_')}", default=argparse.SUPPRESS,
+                            help=argparse.SUPPRESS)

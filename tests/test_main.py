@@ -19,7 +19,7 @@ FLAGS = {
     "--help", "-h", "--model", "--set", "--model_path", "--gpu_ids", "--tpu", "--tpu_zone",
     "--gcp_project", "--eval", "--predict",
     "--check_dataset", "--print_config", "--auto_layout", "--auto_layout_and_mesh_shape",
-    "--explain_layout", "--write", "--preflight", "--import_from",
+    "--explain_layout", "--write", "--preflight", "--import_from", "--export",
     "--steps_per_checkpoint", "--new", "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
     "--entmax_sampling", "--interactive", "--quiet", "--verbose", "--debug",
@@ -51,6 +51,7 @@ def calls(monkeypatch):
 
     rooms = {"training.run": room("training.run", "train", "evaluate"),
              "training.predictor": room("training.predictor", "predict"),
+             "interop.saved_model": room("interop.saved_model", "export"),
              "interop.import_clip": room("interop.import_clip", "import_clip"),
              "inputs": room("inputs", "check_dataset")}
     for name, module in rooms.items():
@@ -80,7 +81,7 @@ def refused(capsys, *argv):
 def test_the_flags_are_these_and_each_is_explained():
     actions = main.make_parser()._actions
     names = [name for action in actions for name in action.option_strings]
-    old = {*old_flags.TAKEN, *old_flags.UNNEEDED, *old_flags.REFUSED}
+    old = {*old_flags.TAKEN, *old_flags.UNNEEDED}
     assert set(names) == FLAGS | old and len(names) == len(FLAGS | old)
     assert all(action.help for action in actions)
 
@@ -315,13 +316,16 @@ def test_old_ways_to_give_a_prompt(calls, tmp_path, capsys):
                                            "a")
 
 
-@pytest.mark.parametrize("flag", sorted(old_flags.REFUSED))
-def test_old_flags_that_are_refused_say_what_to_do(capsys, flag):
-    """Also with the value that some of them took."""
-    values = [] if old_flags.REFUSED[flag][0] == 0 else ["colab"]
-    for argv in ([flag], [flag, *values]):
-        line = refused(capsys, "--model", "demo", *argv)
-        assert f"argument {flag}: " in line and old_flags.REFUSED[flag][1] in line
+def test_export_writes_where_it_is_told_or_into_the_run(calls, capsys):
+    run = ["--model", "demo", "--model_path", "runs/x", "--export"]
+    for flags, directory in (([], "runs/x/export"), (["saved_model"], "runs/x/export"),
+                             (["saved_model", "out"], "out")):
+        assert main.main(run + flags) == 0
+        job, args, _ = calls.pop()
+        assert job == "export" and args[1] == directory
+        assert capsys.readouterr().out == directory + "\n"
+    assert "takes saved_model and a directory" in refused(capsys, *run, "onnx")
+    assert "takes saved_model and a directory" in refused(capsys, *run, "saved_model", "a", "b")
 
 
 def test_a_flag_that_nothing_needs_is_noted(calls, caplog):
