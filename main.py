@@ -26,6 +26,10 @@ PREDICT_DEFAULTS = {"prompt": [], "num_samples": 1, "max_new_tokens": None, "tem
                     "interactive": False}
 
 
+# Jobs that read the checkpoint of --checkpoint.
+JOBS_ON_CHECKPOINTS = {"eval", "predict"}
+
+
 def number(kind, allowed, test):
     """An argparse type: a number of a kind that passes a test, described by `allowed`."""
     def convert(text):
@@ -104,6 +108,11 @@ def make_parser():
                        help="write the config with the layout that was found (with --auto_layout, "
                             "--auto_layout_and_mesh_shape)")
 
+    group = parser.add_argument_group("evaluation and prediction")
+    group.add_argument("--checkpoint", metavar="latest|best|STEP",
+                       help="which checkpoint to use: the newest (the default), the one with the "
+                            "lowest validation loss, or that of a step")
+
     group = parser.add_argument_group("training")
     group.add_argument("--steps_per_checkpoint", metavar="N", type=count,
                        help="override the number of steps between checkpoints")
@@ -177,6 +186,10 @@ def parse(argv):
     _check_tpu(parser, args)
     if args.write is not None and (not lays_out(args) or args.explain_layout is not None):
         parser.error("argument --write: belongs to --auto_layout and --auto_layout_and_mesh_shape")
+    if args.checkpoint is not None and not JOBS_ON_CHECKPOINTS & {
+            job for job, chosen in vars(args).items() if chosen}:
+        parser.error("argument --checkpoint: belongs to jobs that read one: "
+                     + ", ".join(f"--{job}" for job in sorted(JOBS_ON_CHECKPOINTS)))
     if args.import_from is None and args.model is None:
         parser.error("the following arguments are required: --model")
     if args.import_from is not None:
@@ -310,7 +323,7 @@ def run_job(args):
     from configs import schema
 
     flags = {key: getattr(args, key) for key in ("model_path", "gpu_ids", "steps_per_checkpoint",
-                                                 "entmax_sampling")}
+                                                 "entmax_sampling", "checkpoint")}
     config = schema.load(args.model, args.set, flags)
     for note in [*args.notes, *config.notes]:
         logging.info("note: %s", note)
@@ -348,6 +361,9 @@ def run_job(args):
         if args.eval:
             run.evaluate(config, tpu=tpu)
         else:
+            # A config may name the checkpoint to sample from; training is about the newest.
+            if config.checkpoint != "latest":
+                config = config.replace(checkpoint="latest")
             run.train(config, new=args.new, yes=args.yes, tpu=tpu)
     return 0
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from configs.errors import UserError
+from configs.errors import Stopped, UserError
 
 # What a file system, a network or the memory refuses raises these errors of TensorFlow, which is
 # not imported here.
@@ -67,10 +67,14 @@ def status_of(job: Callable, *args: Any, debug: bool = False,
 
     Returns:
         the exit status: the job's, 2 after a mistake or a refusal of the system, which is said in
-        one line on stderr, 130 after an interrupt.
+        one line on stderr, 75 where a signal has stopped it and everything is saved, 130 after an
+        interrupt.
     """
     try:
         return job(*args) or 0
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        return 75  # EX_TEMPFAIL of sysexits.h: do it again later
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130

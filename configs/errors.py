@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line that names the file or key and the remedy. Entry points print it
     without a traceback and exit with status 2.
     """
+
+
+class Stopped(Exception):
+    """A signal has stopped the work, and everything is saved; the message says how to go on."""

@@ -33,6 +33,7 @@ Activation = Literal["gelu", "gelu_exact", "quick_gelu", "relu", "relu6", "squar
                      "seagull", "snake", "roottanh", "softplusmone", "logsoftmax",
                      # Those with weights of their own, or with chance; and one that gives two.
                      "prelu", "aria", "parcsinh", "psoftplus", "proottanh", "rrelu", "crelu"]
+Checkpoint = Annotated[str, BeforeValidator(values.checkpoint)]
 AxialDims = Annotated[list[int] | None, BeforeValidator(values.axial_dims)]
 Parallel = Annotated[Literal["none", "one_norm", "two_norms"],
                      BeforeValidator(values.parallel_residual)]
@@ -307,7 +308,14 @@ class RunKeys(Keys):
         min_length=1, description="Directory of checkpoints, logs and metrics; may be gs://.")
     steps_per_checkpoint: int = Field(
         5000, ge=1, description="Steps between checkpoints and the evaluations made there.")
-    keep: int = Field(10, ge=1, description="Checkpoints kept; older ones are deleted.")
+    keep: int = Field(10, ge=1, description="Newest checkpoints kept; older ones are deleted.")
+    keep_every: int = Field(
+        0, ge=0, description="Checkpoints of steps that this divides are kept as well; 0 is none.")
+    keep_best: int = Field(
+        1, ge=0, description="Checkpoints with the lowest validation losses that are kept as well.")
+    checkpoint: Checkpoint = Field(
+        "latest", description="Checkpoint that is evaluated, sampled or exported: latest, best (by "
+                              "validation loss) or a step; --checkpoint says it too.")
     iterations: int = Field(100, ge=1, description="Steps between lines of progress and scalars.")
     about: Annotated[str, BeforeValidator(values.text)] = Field(
         "", description="What the run is, its command, expected score and time; text or a list "

@@ -17,6 +17,7 @@ RENAMED = {
     "layers": "n_layer", "d_model": "n_embd", "n_heads": "n_head", "n_vocab": "n_vocab",
     "seq": "n_ctx", "lr": "lr", "weight_decay": "weight_decay", "warmup_steps": "warmup_steps",
     "total_steps": "train_steps", "ckpt_every": "steps_per_checkpoint", "val_batches": "eval_steps",
+    "keep_every": "keep_every",
 }
 # Their norms and what is not carried over of them.
 NORMS = {
@@ -37,7 +38,6 @@ _OF_MODEL = ("no_weight_tie", "scale_by_depth", "pad_masked", "z_loss")
 PARALLEL = {"parallel_residual": True, "rotary_style": "interleaved"}
 # Keys of theirs that decide no more than what others say here, or nothing.
 LOST = {
-    "keep_every": "keep says how many checkpoints are kept, the newest ones",
     "wandb_project": "TensorBoard and metrics.jsonl show runs",
     "eval_harness_tasks": "eval_tasks takes files of items",
     "noise_scale_alpha": "the noise scale is not measured",

@@ -4,6 +4,7 @@ Each function takes what JSON gave and raises ValueError with a sentence on what
 """
 
 import json
+import re
 from typing import Any, NamedTuple
 
 from configs.dataset import DatasetConfig
@@ -213,3 +214,11 @@ def list_or_none(value: Any) -> Any:
 def number_or_off(value: Any) -> Any:
     """null as 0: two ways to write off."""
     return 0.0 if value is None else value
+
+
+def checkpoint(value):
+    """Which checkpoint: "latest", "best", or a step as text."""
+    text = str(value)
+    if isinstance(value, bool) or not (text in ("latest", "best") or re.fullmatch(r"\d+", text)):
+        raise ValueError(f"must be latest, best or a step, not {shown(value)}")
+    return text

@@ -14,7 +14,7 @@ from configs.errors import UserError
 from interop import import_clip
 from mesh.compat import mtf, tf
 from models import clip, layers
-from training import checkpoints
+from training import checkpoints, keeping
 from training.contrastive import text_sizes
 
 torch = pytest.importorskip("torch", reason="writes PyTorch's files")
@@ -139,7 +139,7 @@ def test_the_run_is_like_any_other(capsys, tmp_path):
     record = checkpoints.read_record(directory)
     checkpoints.check_fits(config, record)
     assert record.legs == [] and set(record.encoder.values()) == {None}
-    assert checkpoints.step_of(checkpoints.latest(directory)) == 0
+    assert keeping.step_of(checkpoints.latest(directory)) == 0
     reader = tf.train.load_checkpoint(checkpoints.latest(directory))
     types_of = reader.get_variable_to_dtype_map()
     assert types_of.pop("global_step") == tf.int64 and reader.get_tensor("global_step") == 0

@@ -22,7 +22,7 @@ FLAGS = {
     "--explain_layout", "--write", "--preflight", "--import_from", "--export",
     "--steps_per_checkpoint", "--new", "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
-    "--entmax_sampling", "--interactive", "--quiet", "--verbose", "--debug",
+    "--entmax_sampling", "--checkpoint", "--interactive", "--quiet", "--verbose", "--debug",
 }
 
 

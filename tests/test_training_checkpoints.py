@@ -9,7 +9,7 @@ import encoders
 from configs import schema
 from configs.errors import UserError
 from mesh.compat import tf
-from training import checkpoints
+from training import checkpoints, keeping
 
 DATA = {"n_ctx": 8, "seed": 1, "datasets": []}
 
@@ -97,7 +97,7 @@ def test_newest_checkpoint(tmp_path, config):
         for step in (9, 10):
             saver.save(session, f"{tmp_path}/model.ckpt", step)
     assert checkpoints.latest(str(tmp_path)) == f"{tmp_path}/model.ckpt-10"
-    assert checkpoints.step_of(checkpoints.latest(str(tmp_path))) == 10
+    assert keeping.step_of(checkpoints.latest(str(tmp_path))) == 10
 
 
 @pytest.mark.parametrize("key, value", [

@@ -56,7 +56,7 @@ def save_run(directory, steps, keep=2, fails=False):
             mtf.convert_to_shape("x:2"), mtf.convert_to_layout_rules("a:x"), ["cpu:0", "cpu:1"])
         lowering = mtf.Lowering(graph, {mesh: impl}, autostack=False)
         train = tf.group(lowering.lowered_operation(update), tf.assign_add(step, 1))
-        all_hooks = [mtf.MtfRestoreHook(lowering), hooks.SaveAtEnd(lowering, directory, keep)]
+        all_hooks = [mtf.MtfRestoreHook(lowering), hooks.SaveAtEnd(lowering, directory, keep=keep)]
         with tf.train.MonitoredTrainingSession(
                 checkpoint_dir=directory, hooks=all_hooks, save_checkpoint_secs=None,
                 save_summaries_steps=None, save_summaries_secs=None,

@@ -104,7 +104,8 @@ def test_directory_holds_checkpoints_and_no_temporary_files(finished):
     model_path = schema.load(finished[0]).model_path
     assert jobs.steps(model_path) == [4, 6]
     names = {name.partition(".")[0] for name in os.listdir(model_path)}
-    assert names == {"model", "checkpoint", "config", "run", "metrics", "events", "eval"}
+    assert names == {"model", "checkpoint", "config", "run", "metrics", "events", "eval",
+                     "scores"}
     assert not [name for name in os.listdir(model_path) if name.endswith(".tmp")]
 
 
@@ -262,8 +263,8 @@ def test_a_damaged_shard_is_named_with_the_place(tmp_path, capsys):
 
 def test_a_damaged_checkpoint_is_named(trained, capsys):
     path, model_path = trained
-    [data] = model_path.glob("model.ckpt-6.data*")
-    data.write_bytes(data.read_bytes()[:1000])
+    for data in model_path.glob("model.ckpt-*.data*"):
+        data.write_bytes(data.read_bytes()[:1000])
     before = contents(model_path)
     for flags in (["--set", "train_steps=7"], ["--eval"], ["--predict"]):
         error = jobs.here(capsys, path, *flags).error
@@ -323,7 +324,8 @@ def test_without_a_validation_split_the_remedies_are_named(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_interrupt_gives_130(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_gives_75(tmp_path, number):
     path = jobs.config(tmp_path, jobs.dataset(tmp_path), train_steps=1000000,
                        steps_per_checkpoint=1000000)
     # A background job of a shell ignores the signal, and hands that on to its children.
@@ -331,10 +333,13 @@ def test_interrupt_gives_130(tmp_path):
     running = jobs.start(path)
     try:
         jobs.wait_for(running, "step       3/")
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         stdout, stderr = running.communicate(timeout=60)
     finally:
         signal.signal(signal.SIGINT, before)
         running.kill()
-    assert running.returncode == 130 and stdout == ""
-    assert stderr.splitlines()[-1] == "interrupted" and "Traceback" not in stderr
+    [step] = jobs.steps(tmp_path / "run")
+    assert running.returncode == 75 and stdout == "" and step >= 3
+    assert stderr.splitlines()[-1] == (f"stopped at step {step}, which is saved; the same command "
+                                       "goes on from it")
+    assert jobs.weights(tmp_path / "run")["global_step"] == step and "Traceback" not in stderr

@@ -12,12 +12,15 @@ import re
 import encoders
 from configs.errors import UserError
 from mesh.compat import tf
+from training import keeping
+from training.keeping import write_text
 
 _FILE = "run.json"
 
 # What a run writes into its directory.
 _OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
-              "metrics.jsonl", "config.json", "teacher", "student", "probe_*.png", _FILE)
+              "metrics.jsonl", "config.json", keeping.SCORES, "teacher", "student", "probe_*.png",
+              _FILE)
 
 
 @dataclasses.dataclass
@@ -70,22 +73,19 @@ class RunRecord:
 
 
 def latest(model_path):
-    """The newest checkpoint's path without its endings, or None."""
-    return tf.train.latest_checkpoint(model_path)
-
-
-def step_of(checkpoint):
-    """The step of a checkpoint path such as `…/model.ckpt-1000`."""
-    return int(checkpoint.rpartition("-")[2])
+    """The newest checkpoint's path without its endings, perhaps damaged, or None."""
+    return next(iter(keeping.candidates(model_path)), None)
 
 
 def require_latest(config):
-    """The newest checkpoint of the run.
+    """The checkpoint of the run that the config's key `checkpoint` names: the newest by default.
+
+    A damaged one is left out, in favour of the one before it.
 
     Raises:
       UserError: if there is none.
     """
-    checkpoint = latest(config.model_path)
+    checkpoint = keeping.chosen(config)
     if checkpoint is None:
         raise UserError(f"{config.model_path}: no checkpoint there; train first, or give another "
                         "--model_path")
@@ -203,14 +203,6 @@ def write_record(model_path, record):
     """Writes run.json, whole or not at all."""
     write_text(os.path.join(model_path, _FILE),
                json.dumps(dataclasses.asdict(record), indent=1) + "\n")
-
-
-def write_text(path, text):
-    """Writes a small file under a temporary name and renames it: never half a file."""
-    temporary = path + ".tmp"
-    with tf.io.gfile.GFile(temporary, "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(temporary, path, overwrite=True)
 
 
 def check_fits(config, record, encoder=None):

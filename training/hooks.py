@@ -5,7 +5,9 @@ import time
 
 from tqdm import tqdm
 
+from configs.errors import UserError
 from mesh.compat import tf
+from training import keeping, retrying
 
 
 class LogScalars(tf.train.SessionRunHook):
@@ -89,7 +91,7 @@ class LogFromTpu(tf.train.SessionRunHook):
 
 
 class SaveAtEnd(tf.train.SessionRunHook):
-    """Saves the masters when a leg of training ends, and keeps the newest `keep` checkpoints.
+    """Saves the masters when a leg of training ends, and deletes checkpoints that are not kept.
 
     Estimator's own saver writes the checkpoint that it has just restored again, over itself, and
     with each leg forgets which older ones it should delete.
@@ -97,23 +99,55 @@ class SaveAtEnd(tf.train.SessionRunHook):
     Args:
       lowering: the mtf.Lowering, whose slices are copied to the masters before saving.
       model_path: the run's directory.
-      keep: how many checkpoints are kept.
       sharded: every host writes the masters that lie on it.
+      kept: the arguments `keep`, `keep_every` and `keep_best` of keeping.prune.
     """
 
-    def __init__(self, lowering, model_path, keep, sharded=False):
+    def __init__(self, lowering, model_path, sharded=False, **kept):
         self._copy = lowering.copy_slices_to_masters()
-        self._path = os.path.join(model_path, "model.ckpt")
-        self._saver = tf.train.Saver(max_to_keep=keep, save_relative_paths=True,
+        self._model_path, self._kept = model_path, kept
+        self._saver = tf.train.Saver(max_to_keep=0, save_relative_paths=True,
                                      sharded=sharded)
-        state = tf.train.get_checkpoint_state(model_path)
-        if state:
-            self._saver.recover_last_checkpoints(state.all_model_checkpoint_paths)
+        self._finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(v))
+                                      for v in tf.global_variables() if v.dtype.is_floating])
         self._global_step = tf.train.get_global_step()
 
     def end(self, session):
         session.run(self._copy)
-        self._saver.save(session, self._path, global_step=session.run(self._global_step))
+        step = int(session.run(self._global_step))
+        if not session.run(self._finite):
+            raise UserError(
+                f"{self._model_path}: at step {step} a weight or a moment is not a number any more "
+                "and is not saved; the last checkpoint is good: lower lr, or set "
+                "gradient_clipping, and go on from it")
+        path = os.path.join(self._model_path, "model.ckpt")
+        saved = retrying.call(path, self._saver.save, session, path, global_step=step,
+                              write_state=False)
+        # Only now is it the newest: what a crash cuts off before has never happened.
+        keeping.name_newest(self._model_path, saved)
+        keeping.trust(saved)
+        keeping.prune(self._model_path, step, **self._kept)
+
+
+class Recoveries(tf.train.SessionRunHook):
+    """Waits before a session that was lost to a transient error goes on, and gives up in the end.
+
+    TensorFlow makes the session anew after UnavailableError and AbortedError, from the last
+    checkpoint and the place in the data where the leg began, but says nothing and tries for ever.
+    """
+
+    def __init__(self):
+        self._starts = 0
+
+    def after_create_session(self, session, coord):
+        if self._starts > len(retrying.WAITS):
+            raise UserError(f"storage or a device stayed out of reach after {self._starts} tries; "
+                            "see to it, and give the same command again")
+        if self._starts:
+            step = session.run(tf.train.get_global_step(session.graph))
+            retrying.report(f"step {step}", "storage or a device was out of reach",
+                            retrying.WAITS[self._starts - 1], self._starts)
+        self._starts += 1
 
 
 class Bar(tf.train.SessionRunHook):

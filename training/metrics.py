@@ -13,6 +13,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tqdm import tqdm
 
 from mesh.compat import tf
+from training import retrying
 
 
 class Writer:
@@ -86,8 +87,13 @@ def language_scores(loss, facts):
 
 def append_line(model_path, values):
     """Appends one JSON line to the run's metrics.jsonl."""
-    with tf.io.gfile.GFile(os.path.join(model_path, "metrics.jsonl"), "a") as file:
-        file.write(json.dumps(values) + "\n")
+    path = os.path.join(model_path, "metrics.jsonl")
+
+    def append():
+        with tf.io.gfile.GFile(path, "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    retrying.call(path, append)
 
 
 class Meter:

@@ -45,11 +45,14 @@ def _train_spec(config, objective, mesh, features, meter, lowers, context):
         host_call = log.host_call
     # What hooks run is no part of the program that a TPU repeats.
     with mtf.utils.outside_all_rewrites():
-        save = hooks.SaveAtEnd(step.lowering, config.model_path, config.keep,
-                               sharded=context is not None and context.num_hosts > 1)
+        save = hooks.SaveAtEnd(step.lowering, config.model_path,
+                               sharded=context is not None and context.num_hosts > 1,
+                               keep=config.keep, keep_every=config.keep_every,
+                               keep_best=config.keep_best)
     return tf.estimator.tpu.TPUEstimatorSpec(
         tf.estimator.ModeKeys.TRAIN, loss=step.scalars["loss"], train_op=step.update,
-        host_call=host_call, training_hooks=[mtf.MtfRestoreHook(step.lowering), log, save])
+        host_call=host_call, training_hooks=[mtf.MtfRestoreHook(step.lowering), log,
+                                               hooks.Recoveries(), save])
 
 
 class TrainStep(NamedTuple):

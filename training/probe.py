@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from mesh.compat import tf
-from training import checkpoints, heat_map
+from training import heat_map, keeping
 from training.embedder import Embedder, unit
 
 
@@ -48,7 +48,7 @@ class Probe:
         Args:
           embedder: a training.embedder.Embedder of the run's newest checkpoint.
         """
-        step = checkpoints.step_of(embedder.checkpoint)
+        step = keeping.step_of(embedder.checkpoint)
         found = embedder.texts(self._words)
         if self._teacher is None:
             scores = {}

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -20,10 +21,13 @@ from training import (
     frozen,
     gauges,
     hooks,
+    keeping,
     language_models,
     metrics,
     model_fn,
     objectives,
+    retrying,
+    stopping,
     tasks,
 )
 from training.samples import Samples
@@ -43,6 +47,7 @@ def train(config, new=False, yes=False, tpu=None):
 
     Raises:
       UserError: the data, the config or the directory cannot be used.
+      Stopped: SIGINT or SIGTERM came, and the run is saved.
     """
     started = time.monotonic()
     devices.prepare(config)
@@ -67,16 +72,22 @@ def train(config, new=False, yes=False, tpu=None):
     samples = Samples(config, writer)
     estimator = make_estimator(config, objective, meter, tpu)
     scores = None
-    while step < config.train_steps:
-        every = config.steps_per_checkpoint
-        target = min((step // every + 1) * every, config.train_steps)
-        _run_estimator(config, estimator, "train",
-                       inputs.train_input_fn(config, record.start_window(step)), max_steps=target)
-        step = checkpoints.step_of(checkpoints.latest(config.model_path))
-        if evaluating:
-            scores = _evaluate(config, objective, estimator, measured)
-            _report(config, objective, step, meter, scores, measured, time.monotonic() - started)
-            samples.write(step)
+    with stopping.Stop() as stop:
+        while step < config.train_steps:
+            every = config.steps_per_checkpoint
+            target = min((step // every + 1) * every, config.train_steps)
+            stop.saved = None
+            _run_estimator(config, estimator, "train",
+                           inputs.train_input_fn(config, record.start_window(step)),
+                           max_steps=target, hooks=[stopping.StopAtSignal(stop)])
+            step = stop.saved = keeping.step_of(checkpoints.latest(config.model_path))
+            if stop.asked:
+                stop.end(step)
+            if evaluating:
+                scores = _evaluate(config, objective, estimator, measured)
+                _report(config, objective, step, meter, scores, measured,
+                        time.monotonic() - started)
+                samples.write(step)
     samples.close()
     meter.close()
     writer.close()
@@ -88,14 +99,14 @@ def train(config, new=False, yes=False, tpu=None):
 
 
 def evaluate(config, tpu=None):
-    """Evaluates the last checkpoint on the validation split; prints a JSON summary line.
+    """Evaluates the config's `checkpoint` on the validation split; prints a JSON summary line.
 
     On `tpu`, a mesh.cloud.Tpu, where there is one.
     """
     started = time.monotonic()
     devices.prepare(config)
     checkpoint = checkpoints.require_latest(config)
-    step = checkpoints.step_of(checkpoint)
+    step = keeping.step_of(checkpoint)
     facts = inputs.dataset_facts(config, "validation")
     record = checkpoints.read_record(config.model_path)
     taken = _taken(config, facts)
@@ -107,7 +118,7 @@ def evaluate(config, tpu=None):
     measured = gauges.Gauges(config, _encoder_facts(facts), taken)
     clock = hooks.Bar(inputs.eval_windows(config).batches, "evaluating")
     scores = _evaluate(config, objective, make_estimator(config, objective, None, tpu), measured,
-                       clock)
+                       clock, checkpoint)
     line = dict(step=step, train_loss=None, **scores,
                 tokens_per_sec=inputs.eval_windows(config).targets / clock.seconds,
                 seconds=time.monotonic() - started, model_path=config.model_path)
@@ -154,9 +165,9 @@ def _check_shapes(config, checkpoint, facts, taken):
 
 def _begin(config, facts, taken):
     """Makes or checks the run's directory; returns (step to go on from, its RunRecord)."""
-    checkpoint = checkpoints.latest(config.model_path)
+    checkpoint = keeping.newest_intact(config.model_path)
     record = checkpoints.read_record(config.model_path) if checkpoint else None
-    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    step = keeping.step_of(checkpoint) if checkpoint else 0
     encoder = _encoder_facts(facts)
     if record:
         _check_fits(config, record, encoder, taken)
@@ -169,6 +180,8 @@ def _begin(config, facts, taken):
     change = record.begin_leg(step, config.train_batch_size, json.loads(json.dumps(data)))
     try:
         tf.io.gfile.makedirs(config.model_path)
+        if checkpoint and checkpoint != tf.train.latest_checkpoint(config.model_path):
+            keeping.name_newest(config.model_path, checkpoint)
         checkpoints.write_record(config.model_path, record)
         checkpoints.write_text(os.path.join(config.model_path, "config.json"), config.to_json())
     except tf.errors.OpError as error:
@@ -190,7 +203,7 @@ def delete_run(model_path, yes):
         return
     if not yes:
         checkpoint = checkpoints.latest(model_path)
-        held = f"step {checkpoints.step_of(checkpoint)}" if checkpoint else "no checkpoint"
+        held = f"step {keeping.step_of(checkpoint)}" if checkpoint else "no checkpoint"
         if not sys.stdin.isatty():
             raise UserError(f"--new would delete the run in {model_path} ({held}); give --yes as "
                             "well")
@@ -250,6 +263,8 @@ def _run_estimator(config, estimator, job, *args, **kwargs):
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"{refusal(error)}; lower the batch size or n_ctx, or set "
                         "tokens_per_mb_per_replica or recompute_grad") from error
+    except retrying.TRANSIENT:
+        raise
     except tf.errors.OpError as error:
         line = (checkpoints.explain_restore_error(config.model_path, error)
                 or inputs.explain_data_error(config, error))
@@ -258,20 +273,28 @@ def _run_estimator(config, estimator, job, *args, **kwargs):
         raise UserError(line) from error
 
 
-def _evaluate(config, objective, estimator, measured, bar=None):
-    """What the objective reports of the last checkpoint on the validation split.
+def _evaluate(config, objective, estimator, measured, bar=None, checkpoint=None):
+    """What the objective reports of a checkpoint, the last by default, on the validation split.
 
     It is `eval_steps` batches of it, or all. The scores of `measured`, a gauges.Gauges, follow.
     """
     facts = inputs.dataset_facts(config, "validation")
     batches = inputs.eval_windows(config).batches
-    result = _run_estimator(config, estimator, "evaluate", inputs.eval_input_fn(config),
-                            steps=batches, hooks=[bar or hooks.Bar(batches, "evaluating")])
+    result = retrying.call(
+        "evaluation", _run_estimator, config, estimator, "evaluate",
+        inputs.eval_input_fn(config), steps=batches, checkpoint_path=checkpoint,
+        hooks=[bar or hooks.Bar(batches, "evaluating")])
     return {**_NO_SCORES, **objective.report(result, facts), **measured.scores()}
 
 
 def _report(config, objective, step, meter, scores, measured, seconds):
-    """Writes an evaluation to metrics.jsonl, TensorBoard (as run `eval`) and the terminal."""
+    """Writes an evaluation to metrics.jsonl, TensorBoard (as run `eval`) and the terminal.
+
+    The checkpoint's loss may make it one of the best, or another one no longer one of them.
+    """
+    if math.isfinite(scores["eval_loss"]):
+        keeping.note_score(config.model_path, step, scores["eval_loss"])
+    keeping.prune(config.model_path, step, config.keep, config.keep_every, config.keep_best)
     metrics.append_line(config.model_path, dict(
         step=step, train_loss=meter.loss, **scores, tokens_per_sec=meter.tokens_per_second,
         seconds=seconds, model_path=config.model_path))

@@ -1,0 +1,40 @@
+"""Trying again where storage or a machine was out of reach for a moment."""
+
+import logging
+import time
+
+from mesh.compat import tf
+
+TRANSIENT = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError)
+
+# Seconds before each further try.
+WAITS = (1, 2, 4, 8, 16, 32)
+
+
+def report(what, error, seconds, number):
+    """Says in one line that something is tried again, and waits."""
+    reason = error if isinstance(error, str) else error.message.partition("\n")[0]
+    logging.warning("warning: %s: %s; trying again in %d s (%d of %d)", what, reason, seconds,
+                    number, len(WAITS))
+    time.sleep(seconds)
+
+
+def call(what, function, *args, **kwargs):
+    """Calls a function, again after each transient error, at most len(WAITS) times more.
+
+    Args:
+      what: the path or place that messages name.
+      function: must leave nothing half done when it fails, or do it over.
+
+    Returns:
+      what the function returns.
+
+    Raises:
+      tf.errors.OpError: the last try's error, or at once one that waiting does not mend.
+    """
+    for number, seconds in enumerate(WAITS, 1):
+        try:
+            return function(*args, **kwargs)
+        except TRANSIENT as error:
+            report(what, error, seconds, number)
+    return function(*args, **kwargs)
