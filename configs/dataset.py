@@ -34,7 +34,7 @@ class _Strict(pydantic.BaseModel):
         """
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON: {error}; mend the file") from error
         if not isinstance(content, dict):
             raise UserError(f"{where}: a JSON object with keys is needed, not a "

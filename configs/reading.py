@@ -110,6 +110,8 @@ def read_mapping(path: str) -> dict[str, Any]:
                         f"column {error.colno}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
+        raise UserError(f"{path}: cannot be read ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold one mapping of keys to values")
     return values
@@ -119,11 +121,11 @@ def parse_value(text: str) -> Any:
     """A JSON or YAML value; text that is neither stands for itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         pass
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, UserError):
+    except (yaml.YAMLError, UserError, ValueError, RecursionError):
         return text
 
 

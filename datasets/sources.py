@@ -6,6 +6,7 @@ lm_dataformat's archives need no code of their own, and members of a tar are nam
 Nothing is extracted to disk; only one document (and for .json one file) is in memory at a time.
 """
 
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import tensorflow as tf  # noqa: E402
 from streams import BROKEN, RemoteFile  # noqa: E402
-from unpacking import decompressed, one_line, split_name, tar_members  # noqa: E402
+from unpacking import BLOCK, decompressed, one_line, split_name, tar_members  # noqa: E402
 
 from configs.errors import UserError  # noqa: E402
 from encoders.base import join_surrogates  # noqa: E402
@@ -195,7 +196,7 @@ def _records(records, text_key, report):
             text = _text_of(parse(), text_key)
         except KeyError:
             report.bad(where, f"no key {text_key!r}; name the text's key with --text_key")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             report.bad(where, f"not a JSON record with text: {error}")
         else:
             yield text
@@ -212,7 +213,7 @@ def _read_json(name, stream, text_key, report):
     """One JSON list of records (lm_dataformat's .json.zst), or a single record."""
     try:
         content = json.loads(stream.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         report.bad(name, f"not JSON: {error}")
         return
     content = content if isinstance(content, list) else [content]
@@ -229,7 +230,10 @@ def _read_dat(name, stream, text_key, report):
             return
         if len(head) < 16 or not head.isdigit():
             raise EOFError(f"16 digits expected where {head!r} stands")
-        data = stream.read(int(head))
+        data = io.BytesIO()  # filled by blocks: a length that lies must not fill memory
+        while block := stream.read(min(BLOCK, int(head) - data.tell())):
+            data.write(block)
+        data = data.getvalue()
         if len(data) < int(head):
             raise EOFError(f"document of {int(head)} bytes cut off after {len(data)}")
         yield data.decode("utf-8")

@@ -2,11 +2,14 @@
 
 import gzip
 import importlib.util
+import io
 import json
 import os
 import zlib
 
 from configs.errors import UserError
+
+LONGEST_MERGES = 1 << 26  # CLIP's, the longest known, unpack to 3 MB
 
 
 def read_bytes(path: str) -> bytes:
@@ -59,7 +62,7 @@ def parse_json(data: bytes, path: str) -> dict:
     """
     try:
         parsed = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"encoder file {path} is not JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise UserError(f"encoder file {path} is not a JSON object")
@@ -76,7 +79,10 @@ def parse_merges(data: bytes, path: str) -> list[tuple[str, str]]:
     """
     try:
         if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(LONGEST_MERGES + 1)
+            if len(data) > LONGEST_MERGES:
+                raise UserError(f"merges file {path} unpacks to more than {LONGEST_MERGES} bytes; "
+                                "it is no merges file")
         lines = data.decode("utf-8").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"merges file {path} is damaged: {error}") from None

@@ -249,7 +249,7 @@ def read_json(path):
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             value = json.loads(file.read())
-    except (tf.errors.OpError, OSError, ValueError) as error:
+    except (tf.errors.OpError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")
