@@ -27,7 +27,7 @@ PREDICT_DEFAULTS = {"prompt": [], "num_samples": 1, "max_new_tokens": None, "tem
 
 
 # Jobs that read the checkpoint of --checkpoint.
-JOBS_ON_CHECKPOINTS = {"eval", "predict"}
+JOBS_ON_CHECKPOINTS = {"eval", "predict", "export"}
 
 
 def number(kind, allowed, test):
@@ -85,7 +85,7 @@ def make_parser():
     jobs.add_argument("--print_config", action="store_true",
                       help="print every key, its value and where it came from")
     jobs.add_argument("--export", nargs="*", metavar=("FORMAT", "DIR"),
-                      help="write the newest checkpoint for use elsewhere; the format is "
+                      help="write a checkpoint for use elsewhere; the format is "
                            "saved_model: TensorFlow's, into MODEL_PATH/export or DIR. See "
                            "docs/export.md")
     jobs.add_argument("--preflight", metavar="SLICE",
@@ -187,7 +187,7 @@ def parse(argv):
     if args.write is not None and (not lays_out(args) or args.explain_layout is not None):
         parser.error("argument --write: belongs to --auto_layout and --auto_layout_and_mesh_shape")
     if args.checkpoint is not None and not JOBS_ON_CHECKPOINTS & {
-            job for job, chosen in vars(args).items() if chosen}:
+            job for job, chosen in vars(args).items() if chosen not in (None, False)}:
         parser.error("argument --checkpoint: belongs to jobs that read one: "
                      + ", ".join(f"--{job}" for job in sorted(JOBS_ON_CHECKPOINTS)))
     if args.import_from is None and args.model is None:

@@ -18,7 +18,7 @@ _FACTS = "assets.extra/model.json"
 
 
 def export(config, directory):
-    """Writes the newest checkpoint as a SavedModel.
+    """Writes the checkpoint that the config names as a SavedModel.
 
     Its signatures take up to `predict_batch_size` rows of ids, int32 [rows, length], filled up with
     any id, and `lengths`, int32 [rows]:
