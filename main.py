@@ -87,7 +87,7 @@ def make_parser():
     jobs.add_argument("--export", nargs="*", metavar=("FORMAT", "DIR"),
                       help="write a checkpoint for use elsewhere; the format is "
                            "saved_model: TensorFlow's, into MODEL_PATH/export or DIR. See "
-                           "docs/export.md")
+                           "docs/interop.md")
     jobs.add_argument("--preflight", metavar="SLICE",
                       help="compile the training step for a TPU slice (v3-8, v4-32, ...) without "
                            "one: does it fit, and how long would a step take? See docs/tpu.md")
@@ -99,9 +99,9 @@ def make_parser():
                       help="show which slice of which weight each core has, as text, HTML and PNG "
                            "(in DIR, or model_path)")
     jobs.add_argument("--import_from", metavar="PATH",
-                      help="make a run in --model_path of a CLIP text tower: OpenAI's .pt, a "
-                           "Hugging Face or OpenCLIP file, or a directory with one; needs no "
-                           "--model")
+                      help="make a run in --model_path of Hugging Face's GPT-2 or GPT-Neo, or of a "
+                           "CLIP text tower (OpenAI's .pt, a Hugging Face or OpenCLIP file), or "
+                           "of a directory with one; needs no --model")
 
     group = parser.add_argument_group("layouts")
     group.add_argument("--write", metavar="FILE",
@@ -316,9 +316,11 @@ def lay_out(config, args):
 def run_job(args):
     """Loads the config and does the one job that the flags ask for; returns an exit status."""
     if args.import_from is not None:
-        from interop import import_clip
+        from interop import import_clip, import_gpt
 
-        import_clip.import_clip(args.import_from, args.model_path, new=args.new, yes=args.yes)
+        known = import_gpt.model_type(args.import_from) in import_gpt.FAMILIES
+        take = import_gpt.import_gpt if known else import_clip.import_clip
+        take(args.import_from, args.model_path, new=args.new, yes=args.yes)
         return 0
     from configs import schema
 

@@ -64,8 +64,8 @@ HUGGING_FACE = """\
 ## Hugging Face
 
 Copy `configs/gpt_125M.json`, set sizes as in the table, and encode text with your own
-`tokenizer.json` (`datasets/create_tfrecords.py` with `--encoder tokenizer.json`). Published weights
-are not read by this release.
+`tokenizer.json` (`datasets/create_tfrecords.py` with `--encoder tokenizer.json`). `--import_from`
+makes runs of GPT-2 and GPT-Neo ([interop.md](interop.md)), and of no other family in this release.
 """
 
 

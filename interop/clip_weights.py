@@ -12,13 +12,8 @@ import re
 import numpy as np
 
 from configs.errors import UserError
-from interop import tensor_files
-from mesh.compat import tf
+from interop import tensor_files, weight_files
 from models.clip import ACTIVATIONS, ClipSizes
-
-# What a directory is searched for, the first first. An index names the shards of a large model.
-_FILES = ["model.safetensors", "open_clip_model.safetensors", "model.safetensors.index.json",
-          "pytorch_model.bin", "open_clip_pytorch_model.bin", "pytorch_model.bin.index.json"]
 
 # Width of a head, where nothing tells it: OpenAI's rule, which all published towers follow.
 _HEAD = 64
@@ -86,8 +81,8 @@ def read(path, activation=None, heads=None):
     Raises:
       UserError: a file is missing, damaged, unsafe or no CLIP text tower.
     """
-    path = _weights_file(path)
-    file = _tensors(path)
+    path = weight_files.find(path)
+    file = weight_files.read(path)
     naming, tensors = _name(path, file)
     source = _Source(path, tensors, naming)
     beside = os.path.join(os.path.dirname(path), naming.config)
@@ -103,31 +98,6 @@ def read(path, activation=None, heads=None):
     return sizes, weights
 
 
-def _weights_file(path):
-    if not tf.io.gfile.isdir(path):
-        return path
-    for name in _FILES:
-        if tf.io.gfile.exists(os.path.join(path, name)):
-            return os.path.join(path, name)
-    raise UserError(f"{path}: holds none of {', '.join(_FILES)}; give the file itself")
-
-
-def _tensors(path):
-    """The TensorFile at a path; shards that an index names are put together."""
-    if not path.endswith(".index.json"):
-        return tensor_files.read(path)
-    shards = tensor_files.read_json(path).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
-        raise UserError(f"{path}: no weight_map of names to files")
-    # Of a name only its last part counts: an index cannot lead elsewhere.
-    files = [tensor_files.read(os.path.join(os.path.dirname(path), os.path.basename(name)))
-             for name in sorted(set(shards.values()))]
-    if not files:
-        raise UserError(f"{path}: names no files")
-    return tensor_files.TensorFile({n: t for f in files for n, t in f.tensors.items()},
-                                   files[0].kind)
-
-
 def _name(path, file):
     """Who wrote the tensors, and the tensors without a common prefix of data-parallel runs."""
     tensors = {name.removeprefix("module."): t for name, t in file.tensors.items()}
@@ -138,8 +108,8 @@ def _name(path, file):
     if _OPENAI.tables[0] in tensors:
         return _OPENAI, tensors
     raise UserError(f"{path}: no CLIP text tower: neither {_OPENAI.tables[0]} nor "
-                    f"{_HUGGING_FACE.tables[0]} is in it; only CLIP text towers can be imported in "
-                    "this release")
+                    f"{_HUGGING_FACE.tables[0]} is in it; only CLIP text towers, GPT-2 and GPT-Neo "
+                    "can be imported in this release")
 
 
 def _is_open_clip(path, file):
@@ -199,11 +169,12 @@ def _section(path, config, name):
 
 
 class _Source:
-    """The tensors of a file, checked as they are taken."""
+    """A text tower's tensors under our names."""
 
     def __init__(self, path, tensors, naming):
         self._path, self._tensors, self._naming = path, tensors, naming
-        self._left = {n for n in tensors if not re.match(naming.ignored, n)}
+        checked = weight_files.Checked(path, tensors, naming.ignored)
+        self._shape, self._take, self._end = checked.shape, checked.take, checked.end
 
     def sizes(self, told):
         """The ClipSizes of the tensors' shapes, and of what is told beside them."""
@@ -236,9 +207,7 @@ class _Source:
             for part, value in self._layer(self._naming.layer.format(layer), width, heads,
                                            sizes.intermediate).items():
                 out[f"h{layer}/{part}"] = value
-        if self._left:
-            raise UserError(f"{self._path}: {sorted(self._left)[0]}: CLIP's text tower has no such "
-                            "tensor; this is another architecture")
+        self._end("CLIP's text tower")
         return {f"clip_text/{name}": np.ascontiguousarray(value) for name, value in out.items()}
 
     def _layer(self, prefix, width, heads, intermediate):
@@ -273,25 +242,3 @@ class _Source:
     def _norm(self, ours, theirs, width):
         return {f"{ours}/gain": self._take(theirs + ".weight", width),
                 f"{ours}/bias": self._take(theirs + ".bias", width)}
-
-    def _shape(self, name, rank):
-        if name not in self._tensors:
-            raise UserError(f"{self._path}: {name} is missing")
-        shape = self._tensors[name].shape
-        if len(shape) != rank or 0 in shape:
-            raise UserError(f"{self._path}: {name}: shape {shape}, where {rank} dimensions belong")
-        return shape
-
-    def _take(self, name, *shape):
-        """A tensor's values, float32, of the given shape."""
-        found = self._shape(name, len(shape))
-        if tuple(found) != shape:
-            raise UserError(f"{self._path}: {name}: shape {tuple(found)} instead of {shape}")
-        self._left.discard(name)
-        values = self._tensors[name].read()
-        if values.dtype.kind != "f":
-            raise UserError(f"{self._path}: {name}: {values.dtype} instead of floating point")
-        values = values.astype(np.float32)
-        if not np.isfinite(values).all():
-            raise UserError(f"{self._path}: {name}: holds values that are not finite")
-        return values

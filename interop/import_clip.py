@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 
 import numpy as np
 
@@ -11,10 +10,9 @@ import encoders
 from configs.errors import UserError
 from configs.schema import RunConfig
 from encoders.clip import N_VOCAB
-from interop import clip_weights
-from mesh.compat import tf
+from interop import clip_weights, runs
 from models.clip import ACTIVATIONS
-from training import checkpoints, run
+from training import checkpoints
 from training.contrastive import text_sizes
 
 _TOKEN_TABLE = "clip_text/wte"
@@ -41,18 +39,10 @@ def import_clip(path, model_path, new=False, yes=False):
     sizes, weights = clip_weights.read(path)
     config = _config(path, sizes, model_path)
     record = checkpoints.RunRecord(config.architecture(), _encoder_facts(sizes), legs=[])
-    if new:
-        run.delete_run(model_path, yes)
-    elif checkpoints.is_run(model_path):
-        raise UserError(f"{model_path}: holds a run; give --new to replace it, or another "
-                        "--model_path")
+    runs.make_room(model_path, new, yes)
     parameters = sum(values.size for values in weights.values())
     weights[_TOKEN_TABLE] = _padded(weights[_TOKEN_TABLE], config.n_vocab_padded)
-    try:
-        _write(config, record, weights)
-    except tf.errors.OpError as error:
-        raise UserError(f"{model_path}: cannot be written ({error.message}); give another "
-                        "--model_path, or see to its permissions and space") from error
+    runs.write(config, record, weights)
     logging.info("%s: written; a student takes it as its clip.teacher", model_path)
     print(json.dumps(dict(
         model_path=model_path, parameters=parameters, width=sizes.width, layers=sizes.layers,
@@ -95,20 +85,3 @@ def _encoder_facts(sizes):
 def _padded(table, rows):
     """The table [vocab, width] with rows of zeros after its own, which no token has."""
     return np.concatenate([table, np.zeros([rows - len(table), table.shape[1]], table.dtype)])
-
-
-def _write(config, record, weights):
-    """The run's files. run.json is the last: a directory without it and a checkpoint is no run."""
-    tf.io.gfile.makedirs(config.model_path)
-    checkpoints.write_text(os.path.join(config.model_path, "config.json"), config.to_json())
-    with tf.Graph().as_default(), tf.Session() as session:
-        for name, values in weights.items():
-            assign = tf.get_variable(name, values.shape, tf.float32,
-                                     tf.zeros_initializer()).initializer
-            # Fed in place of the zeros, since a graph holds no more than 2 GiB.
-            session.run(assign, {assign.inputs[1]: values})
-        session.run(tf.train.get_or_create_global_step().initializer)
-        tf.train.Saver(save_relative_paths=True).save(
-            session, os.path.join(config.model_path, "model.ckpt"), global_step=0,
-            write_meta_graph=False)
-    checkpoints.write_record(config.model_path, record)

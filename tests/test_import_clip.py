@@ -199,17 +199,18 @@ def test_a_run_is_replaced_with_new_alone(capsys, tmp_path):
 @pytest.mark.parametrize("kind, message", [
     ("intermediate", "feed-forward width is 96; this release takes only .* it is 128"),
     ("ids", "start token's id is 5; this release takes only .* it is 48"),
-    ("GPT-2", "no CLIP text tower: .* only CLIP text towers can be imported in this release"),
+    ("BERT", "no CLIP text tower: .* only CLIP text towers, GPT-2 and GPT-Neo can be imported"),
     ("absent", "absent: no such file"),
     ("text", "notes.txt: "),
 ])
 def test_what_cannot_be_imported_leaves_nothing_behind(capsys, tmp_path, kind, message):
     source = tmp_path / "source"
-    if kind == "GPT-2":
+    if kind == "BERT":
         import transformers
 
-        transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            n_embd=8, n_layer=1, n_head=1, vocab_size=10, n_positions=4)).save_pretrained(source)
+        transformers.BertModel(transformers.BertConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+            vocab_size=10, max_position_embeddings=4)).save_pretrained(source)
     elif kind == "absent":
         source = tmp_path / "absent"
     elif kind == "text":

@@ -19,8 +19,8 @@ _FILE = "run.json"
 
 # What a run writes into its directory.
 _OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
-              "metrics.jsonl", "config.json", keeping.SCORES, "teacher", "student", "probe_*.png",
-              _FILE)
+              "metrics.jsonl", "config.json", keeping.SCORES, "teacher", "student", "encoder",
+              "probe_*.png", _FILE)
 
 
 @dataclasses.dataclass

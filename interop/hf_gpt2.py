@@ -1,0 +1,53 @@
+"""Hugging Face's GPT-2 (transformers' GPT2LMHeadModel)."""
+
+import math
+
+from interop.mapping import Rule, dense, norm
+
+PREFIX = "transformer."
+# Masks that older files hold, and the head, which is the token table once more.
+IGNORED = r"h\.\d+\.attn\.(bias|masked_bias)$|lm_head\.weight$"
+
+
+def rules(queries):
+    """The table of variables; `queries` is what `config_keys` says."""
+    return [
+        Rule("wte", "wte.weight", "vocab embd -> vocab embd"),
+        Rule("wpe", "wpe.weight", "positions embd -> positions embd"),
+        *norm("h{}/norm_1", "h.{}.ln_1"),
+        *dense("h{}/attn/qkv", "h.{}.attn.c_attn",
+               "embd (qkv heads features) -> embd qkv heads features", queries=queries),
+        *dense("h{}/attn/out", "h.{}.attn.c_proj",
+               "(heads features) embd -> heads features embd"),
+        *norm("h{}/norm_2", "h.{}.ln_2"),
+        *dense("h{}/mlp/in", "h.{}.mlp.c_fc", "embd hidden -> embd hidden"),
+        *dense("h{}/mlp/out", "h.{}.mlp.c_proj", "hidden embd -> hidden embd"),
+        *norm("norm_f", "ln_f")]
+
+
+def config_keys(theirs):
+    """(our config's keys, what queries are multiplied by as a function of the layer or None).
+
+    Args:
+      theirs: a settings.Settings.
+
+    Raises:
+      UserError: it is a kind of GPT-2 that our model is not.
+    """
+    if theirs.flag("add_cross_attention", False):
+        raise theirs.error("add_cross_attention", "models that attend to others are not taken")
+    if not theirs.flag("tie_word_embeddings", True):
+        raise theirs.error("tie_word_embeddings", "only tied heads can be imported")
+    keys = dict(
+        n_vocab=theirs.whole("vocab_size", 50257), n_embd=theirs.whole("n_embd", 768),
+        n_layer=theirs.whole("n_layer", 12), n_head=theirs.whole("n_head", 12),
+        n_ctx=theirs.whole("n_positions", 1024),
+        intermediate_size=theirs.whole("n_inner", 0),
+        layer_norm_epsilon=theirs.number("layer_norm_epsilon", 1e-5),
+        activation_function=theirs.activation("activation_function", "gelu_new"))
+    # What differs from scores that are divided by √(size of a head) goes into the queries.
+    factor = (1.0 if theirs.flag("scale_attn_weights", True)
+              else math.sqrt(keys["n_embd"] // keys["n_head"]))
+    if theirs.flag("scale_attn_by_inverse_layer_idx", False):
+        return keys, lambda layer: factor / (layer + 1)
+    return keys, None if factor == 1.0 else lambda layer: factor

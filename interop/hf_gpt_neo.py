@@ -1,0 +1,50 @@
+"""Hugging Face's GPT-Neo (transformers' GPTNeoForCausalLM)."""
+
+import math
+
+from interop.mapping import Rule, dense, norm
+
+PREFIX = "transformer."
+# Masks that older files hold, and the head, which is the token table once more.
+IGNORED = r"h\.\d+\.attn\.attention\.(bias|masked_bias)$|lm_head\.weight$"
+
+
+def rules(queries):
+    """The table of variables; `queries` is what `config_keys` says."""
+    attention = "h.{}.attn.attention."
+    return [
+        Rule("wte", "wte.weight", "vocab embd -> vocab embd"),
+        Rule("wpe", "wpe.weight", "positions embd -> positions embd"),
+        *norm("h{}/norm_1", "h.{}.ln_1"),
+        *dense("h{}/attn/qkv", tuple(f"{attention}{name}_proj" for name in "qkv"),
+               "qkv (heads features) embd -> embd qkv heads features", bias=None, queries=queries),
+        *dense("h{}/attn/out", f"{attention}out_proj",
+               "embd (heads features) -> heads features embd"),
+        *norm("h{}/norm_2", "h.{}.ln_2"),
+        *dense("h{}/mlp/in", "h.{}.mlp.c_fc", "hidden embd -> embd hidden"),
+        *dense("h{}/mlp/out", "h.{}.mlp.c_proj", "embd hidden -> hidden embd"),
+        *norm("norm_f", "ln_f")]
+
+
+def config_keys(theirs):
+    """(our config's keys, what queries are multiplied by as a function of the layer).
+
+    GPT-Neo does not divide its scores by √(size of a head), so the queries make up for it.
+
+    Args:
+      theirs: a settings.Settings.
+
+    Raises:
+      UserError: a value cannot be used.
+    """
+    width, heads = theirs.whole("hidden_size", 2048), theirs.whole("num_heads", 16)
+    layers = theirs.whole("num_layers", 24)
+    keys = dict(
+        n_vocab=theirs.whole("vocab_size", 50257), n_embd=width, n_layer=layers, n_head=heads,
+        n_ctx=theirs.whole("max_position_embeddings", 2048),
+        intermediate_size=theirs.whole("intermediate_size", 0),
+        attention_types=theirs["attention_types"] or [[["global", "local"], -(-layers // 2)]],
+        local_attention_radius=theirs.whole("window_size", 256),
+        layer_norm_epsilon=theirs.number("layer_norm_epsilon", 1e-5),
+        activation_function=theirs.activation("activation_function", "gelu_new"))
+    return keys, lambda layer: math.sqrt(width // heads)
