@@ -253,6 +253,8 @@ def test_what_is_no_student(place, trained, tmp_path, capsys):
     empty = tmp_path / "empty"
     shutil.copytree(place[0] / "one", empty)
     os.remove(empty / "checkpoint")
+    for file in empty.glob("model.ckpt-*"):
+        os.remove(file)
     assert "holds no run with a checkpoint" in refusal(place, tmp_path, capsys, empty)
     gpt = schema.load(trained).model_path
     assert f"clip.student: {gpt} is a run of model gpt_c, not clip_student" in refusal(
