@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-import main
-from configs import coming_from, keys, legacy, legacy_jax, schema
+from configs import coming_from, flags, keys, legacy, legacy_jax, schema
 from configs import coming_from_tables as tables
 from configs.dataset import DatasetConfig
 from configs.errors import UserError
@@ -17,7 +16,7 @@ from configs.errors import UserError
 BASE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_ctx": 16, "n_vocab": 100, "lr": 1e-3,
         "train_batch_size": 8, "train_steps": 50, "model_path": "runs/x"}
 KEYS = set(schema.RunConfig.model_fields)
-MAIN_FLAGS = {name for action in main.make_parser()._actions for name in action.option_strings}
+MAIN_FLAGS = {name for action in flags.make_parser()._actions for name in action.option_strings}
 
 
 def script_flags(root, script):

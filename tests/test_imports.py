@@ -106,7 +106,7 @@ FORBIDDEN = [
      and within(module.split("_")[0], "tensorflow"), "configs are read without TensorFlow"),
     (lambda path, module, top: path == "main.py" and top
      and room_of_module(module, ()) and not within(module, "configs.errors")
-     and not within(module, "configs.command_line") and not within(module, "configs.old_flags"),
+     and not within(module, "configs.command_line") and not within(module, "configs.flags"),
      "--help has to be instant"),
     (lambda path, module, top: within(module, "tensorflow.python") and path != "mesh/compat.py",
      "TensorFlow's insides are mesh.compat's matter"),

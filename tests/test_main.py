@@ -12,7 +12,7 @@ import types
 import pytest
 
 import main
-from configs import old_flags
+from configs import flags, old_flags
 from configs.errors import UserError
 
 FLAGS = {
@@ -79,7 +79,7 @@ def refused(capsys, *argv):
 # The surface.
 
 def test_the_flags_are_these_and_each_is_explained():
-    actions = main.make_parser()._actions
+    actions = flags.make_parser()._actions
     names = [name for action in actions for name in action.option_strings]
     old = {*old_flags.TAKEN, *old_flags.UNNEEDED}
     assert set(names) == FLAGS | old and len(names) == len(FLAGS | old)
@@ -99,10 +99,10 @@ def test_help_is_complete_and_imports_nothing_heavy(root):
 
 
 def test_examples_in_the_help_are_valid(root):
-    commands = [line.split("main.py ")[1] for line in main.EXAMPLES.splitlines()[1:]]
+    commands = [line.split("main.py ")[1] for line in flags.EXAMPLES.splitlines()[1:]]
     assert len(commands) == 6
     for command in commands:
-        main.parse(shlex.split(command))
+        flags.parse(shlex.split(command))
 
 
 def test_print_config_without_tensorflow(root):
@@ -138,7 +138,7 @@ def test_print_config_into_a_closed_pipe_is_quiet(root):
     (["--model", "demo", "--gpu_ids", "0", "1"], "gpu_ids: names 2"),
     (["--model", "demo", "--steps_per_checkpoint", "0"], "--steps_per_checkpoint: must be"),
     (["--model", "demo", "--eval", "--predict"], "--predict: not allowed with argument --eval"),
-    (["--model", "demo", "--eval", "--new"], "--new: belongs to training"),
+    (["--model", "demo", "--eval", "--new"], "--new: belongs to --import_from and training"),
     (["--model", "demo", "--quiet", "--verbose"], "not allowed with"),
     (["--model", "demo", "--predict", "--prompt", "no/such.txt"], "no/such.txt: no such file"),
     (["--model", "demo", "--predict", "--prompt", "-", "--interactive"], "--prompt: - and"),
@@ -220,14 +220,14 @@ def test_problems_of_a_dataset_end_with_1(calls, monkeypatch, well, status):
     assert main.main(["--model", "demo", "--check_dataset"]) == status
 
 
-@pytest.mark.parametrize("flags, job, wanted", [
+@pytest.mark.parametrize("given, job, wanted", [
     ([], "train", {"new": False, "yes": False, "tpu": None}),
     (["--new", "--yes"], "train", {"new": True, "yes": True, "tpu": None}),
     (["--eval"], "evaluate", {"tpu": None}),
     (["--check_dataset"], "check_dataset", {})])
-def test_one_job_is_called_with_the_config(calls, flags, job, wanted):
+def test_one_job_is_called_with_the_config(calls, given, job, wanted):
     assert main.main(["--model", "demo", "--set", "lr=1e-4", "--model_path", "there",
-                      "--steps_per_checkpoint", "7", *flags]) == 0
+                      "--steps_per_checkpoint", "7", *given]) == 0
     [(name, (config,), kwargs)] = calls
     assert (name, kwargs) == (job, wanted)
     assert (config.lr, config.model_path, config.steps_per_checkpoint) == (1e-4, "there", 7)
@@ -318,9 +318,9 @@ def test_old_ways_to_give_a_prompt(calls, tmp_path, capsys):
 
 def test_export_writes_where_it_is_told_or_into_the_run(calls, capsys):
     run = ["--model", "demo", "--model_path", "runs/x", "--export"]
-    for flags, directory in (([], "runs/x/export"), (["saved_model"], "runs/x/export"),
+    for given, directory in (([], "runs/x/export"), (["saved_model"], "runs/x/export"),
                              (["saved_model", "out"], "out")):
-        assert main.main(run + flags) == 0
+        assert main.main(run + given) == 0
         job, args, _ = calls.pop()
         assert job == "export" and args[1] == directory
         assert capsys.readouterr().out == directory + "\n"

@@ -10,6 +10,7 @@ import tpu_api
 import tpu_systems
 
 import main
+from configs import flags
 from configs.errors import UserError
 from mesh import cloud
 
@@ -93,14 +94,14 @@ def test_no_tpu_in_this_machine():
         cloud.find("local", None, None, 4)
 
 
-@pytest.mark.parametrize(("flags", "words"), [
+@pytest.mark.parametrize(("given", "words"), [
     (["--tpu_zone", "z"], "--tpu_zone: belongs to --tpu"),
     (["--gcp_project", "p"], "--gcp_project: belongs to --tpu"),
     (["--tpu", ""], "--tpu: must not be empty"),
     (["--tpu", "t", "--gpu_ids", "0"], "does not go with --gpu_ids"),
-    (["--tpu", "t", "--preflight", "v3-8"], "--preflight uses no TPU"),
-    (["--tpu", "t", "--print_config"], "--print_config uses no TPU")])
-def test_flags(capsys, flags, words):
+    (["--tpu", "t", "--preflight", "v3-8"], "--tpu: belongs to --eval, --predict and training"),
+    (["--tpu", "t", "--print_config"], "--tpu: belongs to --eval, --predict and training")])
+def test_flags(capsys, given, words):
     with pytest.raises(SystemExit):
-        main.parse(["--model", "gpt_125M", *flags])
+        flags.parse(["--model", "gpt_125M", *given])
     assert words in capsys.readouterr().err

@@ -61,10 +61,13 @@ def check(build, reference, inputs, mesh_shape, layout, dtype=None, used=None, t
         return result
 
     result = graphs.run(graph, mesh_shape, layout)
+    most = max(np.size(array) for array in arrays)
     for name, value in expected.items():
         value = np.asarray(value)
-        np.testing.assert_allclose(result[name].astype(np.float32), value,
-                                   atol=tolerance * max(1.0, abs(value).max()), err_msg=name)
+        # A gradient of one number is a sum of many, which may cancel: its error goes by theirs.
+        size = max(1.0, abs(value).max(), most ** 0.5 * (value.ndim == 0))
+        np.testing.assert_allclose(result[name].astype(np.float32), value, atol=tolerance * size,
+                                   err_msg=name)
         assert result.slice_shapes[name] == graphs.slice_shape(
             shapes[name], mesh_shape, layout), name
     return result

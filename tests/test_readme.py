@@ -12,8 +12,7 @@ import sys
 
 import pytest
 
-import main
-from configs import schema
+from configs import flags, schema
 from encoders import clip
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -48,7 +47,7 @@ def test_the_pages_hold_commands():
 
 def check_main(args):
     """Refuses flags, config names, keys and values that main.py does not take."""
-    parsed = main.parse(args)
+    parsed = flags.parse(args)
     if parsed.import_from:
         return
     # The datasets of the pages' examples are their readers'.
@@ -100,7 +99,7 @@ def test_paths_and_links_in_a_page_exist(page):
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text):
         scripts = ("create_tfrecords", "train_tokenizer", "scenes", "encode_captions",
                    "openwebtext")
-        known = "".join(map(read, ["main.py", "configs/convert.py",
+        known = "".join(map(read, ["configs/flags.py", "configs/convert.py",
                                    *(f"datasets/{name}.py" for name in scripts)]))
         assert flag in known or flag in ("--logdir", "--no-deps"), f"{page}: {flag}"
 
