@@ -126,7 +126,8 @@ def run_job(args):
         cloud.check_path(args.tpu, config.model_path)
         tpu = cloud.find(args.tpu, args.tpu_zone, args.gcp_project, config.mesh_size)
     if args.job == "print_config":
-        print(config.describe(), flush=True)
+        other = schema.load(args.diff) if args.diff else None
+        print(config.difference(other) if other else config.describe(), flush=True)
     elif args.job == "check_dataset":
         import inputs
 

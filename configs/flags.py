@@ -35,6 +35,7 @@ GOES_WITH = {
     **dict.fromkeys(("model", "set", "gpu_ids", "steps_per_checkpoint"),
                     {"train", *JOBS} - {"import_from"}),
     "checkpoint": {"eval", "export", "predict"},
+    "diff": {"print_config"},
     "new": {"import_from", "train"},
     "tpu": {"eval", "predict", "train"},
     "write": {"auto_layout", "auto_layout_and_mesh_shape"},
@@ -65,7 +66,11 @@ def make_parser() -> Parser:
 
     group = parser.add_argument_group("config")
     group.add_argument("--model", metavar="CONFIG",
-                       help="run config: a JSON or YAML file, or a name in configs/")
+                       help="run config: a JSON or YAML file, a run's directory, or a name in "
+                            "configs/")
+    group.add_argument("--diff", metavar="CONFIG",
+                       help="with --print_config: only the keys that differ from this config's, "
+                            "with both values")
     group.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
                        help="override a key of the config; may be repeated, and dots reach into "
                             "sections and lists; docs/configs.md lists the keys")

@@ -13,6 +13,8 @@ from configs.messages import did_you_mean
 
 CONFIG_DIR = os.path.dirname(os.path.abspath(__file__))
 ENDINGS = (".json", ".yaml", ".yml")
+# In a run's directory, the config that it was trained with.
+RUN_CONFIG = "config.json"
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,13 +52,19 @@ def _unique_mapping(pairs: list[tuple[str, Any]]) -> dict:
 
 
 def find_config(path_or_name: str) -> str:
-    """The file meant by a path, or by a name in configs/ with or without its ending.
+    """The file meant by a path, by a run's directory, or by a name in configs/.
+
+    A name may lack its ending; a run's config is its config.json.
 
     Raises:
         UserError: there is none; names the nearest shipped config.
     """
-    if "://" in path_or_name or os.path.isfile(path_or_name):
+    if os.path.isfile(path_or_name):
         return path_or_name
+    if "://" in path_or_name:
+        return path_or_name if path_or_name.endswith(ENDINGS) else f"{path_or_name}/{RUN_CONFIG}"
+    if os.path.isfile(os.path.join(path_or_name, RUN_CONFIG)):
+        return os.path.join(path_or_name, RUN_CONFIG)
     for ending in ("", *ENDINGS):
         path = os.path.join(CONFIG_DIR, path_or_name + ending)
         if os.path.isfile(path):

@@ -20,6 +20,10 @@ from configs.moe_keys import MoeSection
 from configs.moe_keys import architecture as moe_architecture
 from configs.optimizers import usual
 
+# What --print_config shows besides keys.
+DERIVED = ("head_size", "rotary_size", "n_vocab_padded", "mesh_size", "batch_split",
+           "num_microbatches")
+
 
 # pydantic lists the last base's keys first.
 class RunConfig(clip_keys.ClipSection, MoeSection, *reversed(keys.GROUPS)):
@@ -228,22 +232,39 @@ class RunConfig(clip_keys.ClipSection, MoeSection, *reversed(keys.GROUPS)):
             del values["clip"]
         return values
 
+    def _facts(self) -> dict[str, str]:
+        """Every key, those of sections by dotted names, and what follows from them, as JSON."""
+        values = self._values()
+        clip = values.pop("clip", {})
+        del values["about"]
+        values.update({f"clip.{key}": value for key, value in clip.items()})
+        values.update({key: getattr(self, key) for key in DERIVED})
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+
+    def difference(self, other: "RunConfig") -> str:
+        """The keys whose values differ from another config's, as lines of key, value, the other's.
+
+        "-" stands for a key that a config's kind of model lacks.
+        """
+        facts, others = self._facts(), other._facts()
+        rows = [(key, facts.get(key, "-"), others.get(key, "-")) for key in {**facts, **others}
+                if facts.get(key) != others.get(key)]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+        return "\n".join(f"{key:{widths[0]}}  {mine:{widths[1]}}  {theirs}"
+                         for key, mine, theirs in rows)
+
     def describe(self) -> str:
         """Every key, its value and where it came from, and what follows from them, as text."""
-        values, sources = self._values(), self.sources
-        about, clip = values.pop("about"), values.pop("clip", {})
-        values.update({f"clip.{key}": value for key, value in clip.items()})
-        sources.update({f"clip.{key}": sources["clip"] if key in self.clip.model_fields_set
-                        else "default" for key in clip})
-        rows = [(key, json.dumps(value, ensure_ascii=False), sources[key])
-                for key, value in values.items()]
-        derived = ("head_size", "rotary_size", "n_vocab_padded", "mesh_size", "batch_split",
-                   "num_microbatches")
-        rows += [(key, str(getattr(self, key)), "follows from the keys above") for key in derived]
+        facts, sources = self._facts(), self.sources
+        sources.update(dict.fromkeys(DERIVED, "follows from the keys above"))
+        given = self.clip.model_fields_set
+        sources.update({f"clip.{key}": sources["clip"] if key in given else "default"
+                        for key in type(self.clip).model_fields})
+        rows = [(key, value, sources[key]) for key, value in facts.items()]
         width = max(len(key) for key, _, _ in rows)
         value_width = min(50, max(len(value) for _, value, _ in rows))
         lines = [f"{key:{width}}  {value:{value_width}}  {source}" for key, value, source in rows]
-        return "\n".join([*(f"# {line}" for line in about.splitlines()), *lines])
+        return "\n".join([*(f"# {line}" for line in self.about.splitlines()), *lines])
 
 
 def load(path_or_name: str, overrides: Sequence[str] = (),
@@ -251,7 +272,8 @@ def load(path_or_name: str, overrides: Sequence[str] = (),
     """Reads, overrides and checks a run config.
 
     Args:
-        path_or_name: a JSON or YAML file, or a name in configs/ with or without its ending.
+        path_or_name: a JSON or YAML file, a run's directory, or a name in configs/ with or
+            without its ending.
         overrides: "key=value" texts as --set takes them; dotted keys reach into sections and lists.
         flags: values of keys that flags of the command line give; None is a flag not given.
 

@@ -12,13 +12,13 @@ import types
 import pytest
 
 import main
-from configs import flags, old_flags
+from configs import flags, old_flags, schema
 from configs.errors import UserError
 
 FLAGS = {
     "--help", "-h", "--model", "--set", "--model_path", "--gpu_ids", "--tpu", "--tpu_zone",
     "--gcp_project", "--eval", "--predict",
-    "--check_dataset", "--print_config", "--auto_layout", "--auto_layout_and_mesh_shape",
+    "--check_dataset", "--diff", "--print_config", "--auto_layout", "--auto_layout_and_mesh_shape",
     "--explain_layout", "--write", "--preflight", "--import_from", "--export",
     "--steps_per_checkpoint", "--new", "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
@@ -115,6 +115,23 @@ def test_print_config_without_tensorflow(root):
     assert lines[-1] == "0 []", result.stderr
     assert ["lr", "0.0001", "--set"] in [line.split() for line in lines]
     assert ["n_layer", "4", "file"] in [line.split() for line in lines]
+
+
+def test_print_config_shows_what_differs_between_runs(tmp_path, capsys):
+    for name, key in (("one", "lr=1e-3"), ("other", "n_head=2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(schema.load("demo", [key]).to_json())
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    lr, heads = json.dumps(schema.load("demo").lr), schema.load("demo").n_head
+    for given, wanted in (([], [["n_head", f"{heads}", "2"], ["lr", "0.001", lr],
+                                ["head_size", "32", "64"], ["rotary_size", "32", "64"]]),
+                          (["--set", "n_head=2", "--set", f"lr={lr}"], [])):
+        assert main.main(["--model", one, *given, "--print_config", "--diff", other]) == 0
+        assert [line.split() for line in capsys.readouterr().out.splitlines() if line] == wanted
+    assert main.main(["--model", "gpt_162M", "--print_config", "--diff", "gptc_162M"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["model"].split() == ['"GPT"', '"gpt_c"'] and rows["clip.layer"].split()[0] == "-"
+    assert "--diff: belongs to --print_config" in refused(capsys, "--model", "demo", "--diff", one)
 
 
 def test_print_config_into_a_closed_pipe_is_quiet(root):
