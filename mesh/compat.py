@@ -10,6 +10,7 @@ execution does no harm, as every graph is built inside a `tf.Graph` or by an Est
 """
 
 import contextlib
+import functools
 import os
 import warnings
 
@@ -33,7 +34,7 @@ with warnings.catch_warnings():
 
     import mesh_tensorflow as mtf
 
-__all__ = ["auto_mtf", "mtf", "tf", "tpu_client", "tpu_loops"]
+__all__ = ["auto_mtf", "mtf", "tf", "quiet_xla", "tpu_client", "tpu_loops"]
 
 
 @contextlib.contextmanager
@@ -50,6 +51,30 @@ def tpu_loops():
     finally:
         if enabled:
             tf.enable_control_flow_v2()
+
+
+@functools.cache
+def quiet_xla():
+    """Has XLA say its "Compiled cluster" now, into the void, where TensorFlow is to be quiet.
+
+    XLA logs that line at a process's first compilation whatever TF_CPP_MIN_LOG_LEVEL says, under a
+    warning of its own. What is said while this compiles x + 1 is lost, and nothing else is.
+    """
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "3":
+        return
+    graph = tf.Graph()
+    with graph.as_default(), tf.device("/cpu:0"):
+        x = tf.placeholder(tf.float32, [])  # a constant would be folded, and nothing compiled
+        y = tf.function(lambda x: x + 1.0, autograph=False, jit_compile=True)(x)
+    stderr, void = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(void, 2)
+    try:
+        with tf.Session(graph=graph, config=tf.ConfigProto(device_count={"GPU": 0})) as session:
+            session.run(y, {x: 0.0})
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(void)
 
 
 def _read_variables_once():

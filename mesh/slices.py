@@ -11,7 +11,7 @@ input: there each slice has seen only its own part of the outputs.
 import functools
 import math
 
-from mesh.compat import mtf, tf
+from mesh.compat import mtf, quiet_xla, tf
 
 # A smaller tensor does not pay for the launch of a compiled kernel.
 _LEAST_TO_COMPILE = 1 << 14
@@ -176,6 +176,7 @@ def _set_outputs(lowering, op, values):
 
 @functools.cache
 def _compiled(fn):
+    quiet_xla()
     return tf.function(fn, autograph=False, jit_compile=True)
 
 

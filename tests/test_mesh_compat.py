@@ -1,5 +1,6 @@
 """What mesh/compat.py changes in TensorFlow and mesh-tensorflow."""
 
+import os
 import subprocess
 import sys
 
@@ -14,6 +15,24 @@ def test_importing_it_says_nothing(root):
         [sys.executable, "-W", "default::FutureWarning", "-c", "from mesh.compat import mtf, tf"],
         cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
+
+
+@pytest.mark.parametrize(("level", "lines"), [("3", 0), ("0", 1)])
+def test_xla_says_nothing_unless_asked(root, level, lines):
+    code = """
+from mesh.compat import quiet_xla, tf
+quiet_xla()
+with tf.Graph().as_default():
+    y = tf.function(lambda x: x * 2.0, autograph=False, jit_compile=True)(
+        x := tf.placeholder(tf.float32, [2]))
+    with tf.Session(config=tf.ConfigProto(device_count={"CPU": 2})) as session:
+        print(len(session.list_devices()), session.run(y, {x: [1.0, 1.0]}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True,
+                          check=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": level})
+    assert done.stdout == "2 [2. 2.]\n"
+    assert done.stderr.count("Compiled cluster using XLA") == lines
+    assert lines or done.stderr == ""
 
 
 @pytest.mark.parametrize(("mesh_shape", "devices"), [("x:1", [""]), ("x:2", ["cpu:0", "cpu:1"])])
