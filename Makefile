@@ -50,8 +50,9 @@ demo: $(READY)  ## CLIP, its student and language models with and without it; QU
 test: $(DEV_READY)  ## run the tests, fast ones first; PYTEST_FLAGS="-k words" for some
 	$(RUN_PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_FLAGS)
 
-lint: $(DEV_READY)  ## check the style with ruff
+lint: $(DEV_READY)  ## check the style with ruff, and types with mypy
 	$(RUN_PYTHON) -m ruff check .
+	$(RUN_PYTHON) -m mypy
 
 venv: $(DEV_READY)  ## make the environment and do no more
 

@@ -9,14 +9,18 @@ reads as they are; converted, they have today's keys.
 import json
 import os
 import sys
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
+if TYPE_CHECKING:
+    from configs.legacy_jax import Converted
 
-def make_parser():
+
+def make_parser() -> Parser:
     """The parser of the flags."""
     parser = Parser(description=__doc__)
     parser.add_argument("old", metavar="OLD", help="the config to convert: a JSON or YAML file")
@@ -25,7 +29,7 @@ def make_parser():
     return parser
 
 
-def converted(old):
+def converted(old: dict) -> "Converted":
     """A legacy_jax.Converted of a config's keys and values, whatever program it was written for."""
     from configs import legacy, legacy_jax
 
@@ -43,7 +47,7 @@ def converted(old):
     return legacy_jax.Converted(values, changed + notes, lost)
 
 
-def convert(path, out, overwrite=False):
+def convert(path: str, out: str, overwrite: bool = False) -> None:
     """Converts a file; prints what changed and what could not be carried over.
 
     Raises:
@@ -86,7 +90,7 @@ def convert(path, out, overwrite=False):
     print(f"wrote {out}; python main.py --model {out} --print_config shows every key")
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     args = make_parser().parse_args(argv)
     quiet_libraries()

@@ -5,6 +5,7 @@ import json
 import typing
 
 import pydantic
+from typing_extensions import Self
 
 from configs.errors import UserError
 
@@ -19,10 +20,10 @@ class _Strict(pydantic.BaseModel):
     """A model that neither accepts unknown keys nor changes, read from JSON text."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
-    LEGACY: typing.ClassVar = ()
+    LEGACY: typing.ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def from_json(cls, text, where):
+    def from_json(cls, text: str | bytes, where: str) -> Self:
         """Reads the model from JSON.
 
         Args:
@@ -46,7 +47,7 @@ class _Strict(pydantic.BaseModel):
             first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
             raise UserError(f"{where}: {_explain(cls, first)}") from error
 
-    def to_json(self):
+    def to_json(self) -> str:
         """The model as indented JSON text, unset keys left out."""
         return json.dumps(self.model_dump(exclude_none=True), indent=2, ensure_ascii=False) + "\n"
 
@@ -71,7 +72,8 @@ def _explain(cls, error):
 
 def _known_keys(cls, location):
     """The keys known at a place inside a model; the place's own model is found by its name."""
-    models = {"encoder": EncoderFacts, "dropped": Dropped, "splits": Shard}
+    models: dict[str, type[_Strict]] = {
+        "encoder": EncoderFacts, "dropped": Dropped, "splits": Shard}
     model = next((models[part] for part in location if part in models), cls)
     return sorted([*model.model_fields, *model.LEGACY])
 
@@ -84,7 +86,7 @@ class DatasetConfig(_Strict):
     `lambada_tokens_path` says where `eval_tasks: ["lambada"]` finds its texts.
     """
 
-    LEGACY: typing.ClassVar = ("tokenizer_path", "tokenizer_is_pretrained")
+    LEGACY: typing.ClassVar[tuple[str, ...]] = ("tokenizer_path", "tokenizer_is_pretrained")
 
     path: str | list[str] = pydantic.Field(
         description="Training shards: a glob, an index file that lists shards one a line (any name "
@@ -112,7 +114,7 @@ class DatasetConfig(_Strict):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _from_gpt_neo(cls, values):
+    def _from_gpt_neo(cls, values: dict) -> dict:
         """Maps GPT-Neo's tokenizer keys to `encoder` and its empty paths to none."""
         values = dict(values)
         tokenizer = values.pop("tokenizer_path", None)
@@ -131,7 +133,7 @@ class DatasetConfig(_Strict):
         return values
 
     @staticmethod
-    def _encoder_of(tokenizer, pretrained):
+    def _encoder_of(tokenizer: str, pretrained: bool) -> str:
         """The encoder that GPT-Neo's two keys mean; nothing is ever loaded from a hub here."""
         if not pretrained:
             return tokenizer
@@ -142,7 +144,7 @@ class DatasetConfig(_Strict):
 
     @pydantic.field_validator("path", "eval_path")
     @classmethod
-    def _paths_given(cls, value):
+    def _paths_given(cls, value: str | list[str] | None) -> str | list[str] | None:
         """Refuses empty paths; an absent `eval_path` is null."""
         if value is not None and not all(value if isinstance(value, list) else [value]):
             raise ValueError("an empty path matches no shards")
@@ -160,19 +162,19 @@ class DatasetConfig(_Strict):
         return self
 
     @property
-    def paths(self):
+    def paths(self) -> list[str]:
         """`path` as a list."""
         return [self.path] if isinstance(self.path, str) else self.path
 
     @property
-    def eval_paths(self):
+    def eval_paths(self) -> list[str]:
         """`eval_path` as a list, empty where there is none."""
         if self.eval_path is None:
             return []
         return [self.eval_path] if isinstance(self.eval_path, str) else self.eval_path
 
 
-def tower_vocabulary(encoder, n_vocab):
+def tower_vocabulary(encoder: str | None, n_vocab: int) -> int:
     """Ids of a CLIP text tower: the encoder's and, last, a start and an end token.
 
     Args:
@@ -252,7 +254,7 @@ class Manifest(_Strict):
 
     @pydantic.field_validator("format")
     @classmethod
-    def _known_format(cls, value):
+    def _known_format(cls, value: int) -> int:
         """Refuses manifests of another format."""
         if value != MANIFEST_FORMAT:
             raise ValueError(f"format {MANIFEST_FORMAT} is what this version reads")
@@ -266,11 +268,11 @@ class Manifest(_Strict):
                              "dataset anew")
         return self
 
-    def total(self, split, fact):
+    def total(self, split: str, fact: str) -> int:
         """The sum of a fact ("tokens", "bytes", …) over the shards of a split."""
         return sum(getattr(shard, fact) for shard in self.splits.get(split, []))
 
-    def to_json(self):
+    def to_json(self) -> str:
         """The manifest as JSON text with one line a shard, so that large ones stay readable."""
         content = self.model_dump(exclude_none=True)
         splits = content.pop("splits")

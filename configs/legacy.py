@@ -19,7 +19,7 @@ SWITCHES = {
 }
 
 # Values that meant the same under another name, or by being null.
-VALUES = {
+VALUES: dict[tuple[str, Any], Any] = {
     ("model", "GPT2"): "GPT",
     ("model", "GPT2MOE"): "GPT",
     ("opt_name", "adam"): "adamw",

@@ -180,7 +180,7 @@ def _schedule(old: dict[str, Any], found: Converted) -> None:
         found.take(f"anneal_steps {anneal}, counted from the end of warm-up",
                    lr_decay_end=warmup + anneal)
     peak, end = old.get("lr"), old.get("end_lr")
-    if type(peak) in (int, float) and type(end) in (int, float) and peak > 0:
+    if isinstance(peak, int | float) and isinstance(end, int | float) and peak > 0:
         found.take(f"end_lr {shown(end)}", lr_min_ratio=round(end / peak, 12))
     every = old.get("val_every")
     if every is not None:

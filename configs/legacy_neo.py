@@ -89,8 +89,8 @@ def microbatches(values: dict[str, Any]) -> dict[str, Any]:
                         "give tokens_per_mb_per_replica")
     try:
         rules = dict(layouts.parse_layout(values.get("layout")))
-        replicas = dict(layouts.parse_mesh_shape(values.get("mesh_shape"))).get(
-            rules.get("batch"), 1)
+        axes = dict(layouts.parse_mesh_shape(values.get("mesh_shape")))
+        replicas = axes.get(rules.get("batch", ""), 1)
     except ValueError:
         replicas = 1  # the key at fault is refused later, by its name
     rows = batch // replicas

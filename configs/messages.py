@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -78,7 +78,7 @@ def _keys_at(model: type[BaseModel], path: tuple) -> list[str]:
     return list(model.model_fields)
 
 
-def _sentence(detail: dict, model: type[BaseModel]) -> str:
+def _sentence(detail: Mapping[str, Any], model: type[BaseModel]) -> str:
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         return unknown_key(str(detail["loc"][-1]), _keys_at(model, detail["loc"][:-1]))

@@ -3,7 +3,9 @@
 import json
 import types
 import typing
+from typing import Any
 
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from configs import clip_keys, keys, layouts, legacy, moe_keys
@@ -55,12 +57,13 @@ def table(heads: tuple, rows: list[tuple]) -> str:
                    for line in lines)
 
 
-def type_text(name: str, field) -> str:
+def type_text(name: str, field: FieldInfo) -> str:
     """A field's type and range in words."""
     if name in SPECIAL:
         return SPECIAL[name]
-    options = (typing.get_args(field.annotation)
-               if isinstance(field.annotation, types.UnionType) else (field.annotation,))
+    options: tuple[Any, ...] = (field.annotation,)
+    if isinstance(field.annotation, types.UnionType):
+        options = typing.get_args(field.annotation)
     words = []
     for option in options:
         if typing.get_origin(option) is typing.Literal:
@@ -79,7 +82,7 @@ def _range(metadata: list) -> str:
     return f" {' and '.join(limits)}" if limits else ""
 
 
-def default_text(field) -> str:
+def default_text(field: FieldInfo) -> str:
     """A field's default as JSON."""
     if field.default_factory:
         return "`{}`"

@@ -26,7 +26,7 @@ DERIVED = ("head_size", "rotary_size", "n_vocab_padded", "mesh_size", "batch_spl
 
 
 # pydantic lists the last base's keys first.
-class RunConfig(clip_keys.ClipSection, MoeSection, *reversed(keys.GROUPS)):
+class RunConfig(clip_keys.ClipSection, MoeSection, *reversed(keys.GROUPS)):  # type: ignore[misc]
     """All keys of a run, checked against each other; immutable.
 
     Values that default to those of another key (eval_batch_size, lr_decay_end, attention_types,
@@ -44,7 +44,7 @@ class RunConfig(clip_keys.ClipSection, MoeSection, *reversed(keys.GROUPS)):
 
     @model_validator(mode="after")
     def _resolve_and_check(self) -> "RunConfig":
-        resolved = usual(self)
+        resolved: dict[str, Any] = usual(self)
         if self.attention_types is None:
             resolved["attention_types"] = ("global",) * self.n_layer
         if self.eval_batch_size is None:
@@ -152,7 +152,7 @@ class RunConfig(clip_keys.ClipSection, MoeSection, *reversed(keys.GROUPS)):
     @property
     def batch_split(self) -> int:
         """Number of replicas: the size of the mesh axis that splits the batch, or 1."""
-        return dict(self.mesh).get(dict(self.layout_rules).get("batch"), 1)
+        return dict(self.mesh).get(dict(self.layout_rules).get("batch", ""), 1)
 
     @property
     def num_microbatches(self) -> int:

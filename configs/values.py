@@ -102,8 +102,9 @@ def _dataset(item: Any) -> DatasetEntry:
         raise ValueError(f"{shown(item)} is neither an id nor [id, stitch, mode, weight]")
     # null is GPT-Neo's way to leave a part out.
     usual = DatasetEntry._field_defaults
-    entry = DatasetEntry(*(usual.get(name) if part is None else part
-                           for name, part in zip(DatasetEntry._fields, parts, strict=False)))
+    values: list[Any] = [usual.get(name) if part is None else part
+                         for name, part in zip(DatasetEntry._fields, parts, strict=False)]
+    entry = DatasetEntry(*values)
     if not isinstance(entry.id, str) or not entry.id:
         raise ValueError(f"{shown(item)} does not begin with a dataset's id")
     if type(entry.stitch) is not int or entry.stitch < 1:
@@ -216,7 +217,7 @@ def number_or_off(value: Any) -> Any:
     return 0.0 if value is None else value
 
 
-def checkpoint(value):
+def checkpoint(value: Any) -> str:
     """Which checkpoint: "latest", "best", or a step as text."""
     text = str(value)
     if isinstance(value, bool) or not (text in ("latest", "best") or re.fullmatch(r"\d+", text)):

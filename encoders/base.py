@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from configs.errors import UserError
 
@@ -61,7 +62,7 @@ class Encoder:
                          f"{self.spec!r}: decode with the encoder the tokens were made with")
 
 
-def digest(*parts) -> str:
+def digest(*parts: Any) -> str:
     """16 hexadecimal digits of a SHA-256 over JSON-like parts, the same on every machine."""
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]

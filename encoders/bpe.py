@@ -70,7 +70,7 @@ class Words(dict):
             self[word] = ids
         return ids
 
-    def trim(self):
+    def trim(self) -> None:
         """Forgets all words if there are too many; to be called now and then."""
         if len(self) > MAX_WORDS:
             self.clear()
@@ -124,7 +124,7 @@ class WordEncoder(Encoder):
         self._words.trim()
         return list(chain.from_iterable(map(self._words.__getitem__, find(text))))
 
-    def decode(self, ids):
+    def decode(self, ids: Sequence[int]) -> str:
         try:
             if min(ids, default=0) >= 0:
                 return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")

@@ -1,5 +1,7 @@
 """UTF-8 bytes as ids 0 … 255, end of text 256. Lossless; needs no file."""
 
+from collections.abc import Sequence
+
 from encoders.base import Encoder, digest, join_surrogates
 
 
@@ -12,13 +14,13 @@ class ByteEncoder(Encoder):
     lossless = True
     hash = digest("byte", 257)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         try:
             return list(text.encode("utf-8"))
         except UnicodeEncodeError:
             return list(join_surrogates(text).encode("utf-8"))
 
-    def decode(self, ids):
+    def decode(self, ids: Sequence[int]) -> str:
         try:
             data = bytes([i for i in ids if i != self.eos_id])
         except ValueError:

@@ -4,13 +4,17 @@ Lossless for texts of its characters; any other character is refused. The ids fo
 characters' code points, and the end of text comes last.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from configs.errors import UserError
 from encoders import files
 from encoders.base import Encoder, digest, join_surrogates
 
 EOS = "<|endoftext|>"
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class CharEncoder(Encoder):
@@ -39,7 +43,7 @@ class CharEncoder(Encoder):
         self._chars = {number: symbol for symbol, number in self._ids.items()}
         self._chars[self.eos_id] = ""
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         try:
             return list(map(self._ids.__getitem__, text))
         except KeyError as error:
@@ -48,14 +52,14 @@ class CharEncoder(Encoder):
                             f"{len(self._ids)} of {self._source}: train it on this text too, or "
                             "use the byte encoder") from None
 
-    def decode(self, ids):
+    def decode(self, ids: Sequence[int]) -> str:
         try:
             return "".join([self._chars[i] for i in ids])
         except KeyError:
             raise self._unknown_id(ids) from None
 
 
-def train(texts: Iterable[str]):
+def train(texts: Iterable[str]) -> "Tokenizer":
     """A `tokenizers.Tokenizer` of all characters that occur in the texts.
 
     Raises:
@@ -63,7 +67,7 @@ def train(texts: Iterable[str]):
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    chars = set()
+    chars: set[str] = set()
     for text in texts:
         chars.update(text)
     if any(0xD800 <= ord(char) < 0xE000 for char in chars):  # JSON can hold them, UTF-8 cannot
@@ -82,7 +86,7 @@ def is_char(parsed: dict) -> bool:
     """Whether a parsed tokenizer.json is a vocabulary of characters."""
     model = parsed.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
-    return (isinstance(vocab, dict) and model.get("type") == "WordLevel"
+    return (isinstance(model, dict) and isinstance(vocab, dict) and model.get("type") == "WordLevel"
             and parsed.get("normalizer") is None
             and [symbol for symbol in vocab if len(symbol) != 1] == [EOS])
 

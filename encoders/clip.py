@@ -72,15 +72,15 @@ class ClipEncoder(bpe.WordEncoder):
         self.hash = digest("clip", merges)
         # Ids follow the symbols' code points, but those that stand for themselves come first.
         symbols = sorted(bpe.byte_symbols())
-        vocab = symbols + [symbol + "</w>" for symbol in symbols]
-        vocab += [first + second for first, second in merges] + [START, END]
-        vocab = {symbol: number for number, symbol in enumerate(vocab)}
+        ordered = symbols + [symbol + "</w>" for symbol in symbols]
+        ordered += [first + second for first, second in merges] + [START, END]
+        vocab = {symbol: number for number, symbol in enumerate(ordered)}
         words = bpe.Words(vocab, merges, end_of_word="</w>", source=source,
                           fixed={START: (self.sot_id,), END: (self.eos_id,)})
         table = bpe.token_bytes(vocab, N_VOCAB, end_of_word="</w>", silent=(START, END))
         super().__init__(words, table, _ASCII_WORDS, _find_words)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return self._ids(clean(text).lower())
 
 

