@@ -88,6 +88,15 @@ def predict(config, args, tpu=None):
         **settings)
 
 
+def import_model(args):
+    """Makes a run of what --import_from names: a language model, or else a CLIP text tower."""
+    from interop import import_clip, import_gpt, sources
+
+    source = sources.find(args.import_from)
+    take = import_gpt.import_gpt if source else import_clip.import_clip
+    take(source or args.import_from, args.model_path, new=args.new, yes=args.yes)
+
+
 def lay_out(config, args):
     """Does the job about layouts that the flags ask for."""
     # See --preflight.
@@ -106,11 +115,7 @@ def lay_out(config, args):
 def run_job(args):
     """Loads the config and does the one job that the flags ask for; returns an exit status."""
     if args.job == "import_from":
-        from interop import import_clip, import_gpt
-
-        known = import_gpt.model_type(args.import_from) in import_gpt.FAMILIES
-        take = import_gpt.import_gpt if known else import_clip.import_clip
-        take(args.import_from, args.model_path, new=args.new, yes=args.yes)
+        import_model(args)
         return 0
     from configs import schema
 

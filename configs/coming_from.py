@@ -65,7 +65,7 @@ HUGGING_FACE = """\
 
 Copy `configs/gpt_125M.json`, set sizes as in the table, and encode text with your own
 `tokenizer.json` (`datasets/create_tfrecords.py` with `--encoder tokenizer.json`). `--import_from`
-makes runs of GPT-2 and GPT-Neo ([interop.md](interop.md)), and of no other family in this release.
+makes runs of GPT-2, GPT-Neo, GPT-J and GPT-NeoX ([interop.md](interop.md)).
 """
 
 

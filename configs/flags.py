@@ -115,9 +115,9 @@ def make_parser() -> Parser:
                       help="show which slice of which weight each core has, as text, HTML and PNG "
                            "(in DIR, or model_path)")
     jobs.add_argument("--import_from", metavar="PATH",
-                      help="make a run in --model_path of Hugging Face's GPT-2 or GPT-Neo, or of a "
-                           "CLIP text tower (OpenAI's .pt, a Hugging Face or OpenCLIP file), or "
-                           "of a directory with one; needs no --model")
+                      help="make a run in --model_path of Hugging Face's GPT-2, GPT-Neo, GPT-J or "
+                           "GPT-NeoX, or of a CLIP text tower (OpenAI's .pt, a Hugging Face or "
+                           "OpenCLIP file), or of a directory with one; needs no --model")
 
     group = parser.add_argument_group("layouts")
     group.add_argument("--write", metavar="FILE",

@@ -108,8 +108,8 @@ def _name(path, file):
     if _OPENAI.tables[0] in tensors:
         return _OPENAI, tensors
     raise UserError(f"{path}: no CLIP text tower: neither {_OPENAI.tables[0]} nor "
-                    f"{_HUGGING_FACE.tables[0]} is in it; only CLIP text towers, GPT-2 and GPT-Neo "
-                    "can be imported in this release")
+                    f"{_HUGGING_FACE.tables[0]} is in it; docs/interop.md lists what can be "
+                    "imported")
 
 
 def _is_open_clip(path, file):

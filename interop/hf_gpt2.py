@@ -4,13 +4,18 @@ import math
 
 from interop.mapping import Rule, dense, norm
 
-PREFIX = "transformer."
 # Masks that older files hold, and the head, which is the token table once more.
 IGNORED = r"h\.\d+\.attn\.(bias|masked_bias)$|lm_head\.weight$"
+GPT2_VOCABS = (50257,)
 
 
-def rules(queries):
-    """The table of variables; `queries` is what `config_keys` says."""
+def short(name):
+    """A tensor's name as the table has it."""
+    return name.removeprefix("transformer.")
+
+
+def rules(queries=None):
+    """The table of variables; `queries` is what queries are multiplied by: see Rule."""
     return [
         Rule("wte", "wte.weight", "vocab embd -> vocab embd"),
         Rule("wpe", "wpe.weight", "positions embd -> positions embd"),
@@ -25,8 +30,8 @@ def rules(queries):
         *norm("norm_f", "ln_f")]
 
 
-def config_keys(theirs):
-    """(our config's keys, what queries are multiplied by as a function of the layer or None).
+def read(theirs):
+    """(our config's keys, the table of variables) of a config.
 
     Args:
       theirs: a settings.Settings.
@@ -49,5 +54,5 @@ def config_keys(theirs):
     factor = (1.0 if theirs.flag("scale_attn_weights", True)
               else math.sqrt(keys["n_embd"] // keys["n_head"]))
     if theirs.flag("scale_attn_by_inverse_layer_idx", False):
-        return keys, lambda layer: factor / (layer + 1)
-    return keys, None if factor == 1.0 else lambda layer: factor
+        return keys, rules(lambda layer: factor / (layer + 1))
+    return keys, rules(None if factor == 1.0 else lambda layer: factor)

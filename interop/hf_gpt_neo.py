@@ -4,13 +4,18 @@ import math
 
 from interop.mapping import Rule, dense, norm
 
-PREFIX = "transformer."
 # Masks that older files hold, and the head, which is the token table once more.
 IGNORED = r"h\.\d+\.attn\.attention\.(bias|masked_bias)$|lm_head\.weight$"
+GPT2_VOCABS = (50257,)
+
+
+def short(name):
+    """A tensor's name as the table has it."""
+    return name.removeprefix("transformer.")
 
 
 def rules(queries):
-    """The table of variables; `queries` is what `config_keys` says."""
+    """The table of variables; `queries` is what queries are multiplied by: see Rule."""
     attention = "h.{}.attn.attention."
     return [
         Rule("wte", "wte.weight", "vocab embd -> vocab embd"),
@@ -26,8 +31,8 @@ def rules(queries):
         *norm("norm_f", "ln_f")]
 
 
-def config_keys(theirs):
-    """(our config's keys, what queries are multiplied by as a function of the layer).
+def read(theirs):
+    """(our config's keys, the table of variables) of a config.
 
     GPT-Neo does not divide its scores by √(size of a head), so the queries make up for it.
 
@@ -47,4 +52,4 @@ def config_keys(theirs):
         local_attention_radius=theirs.whole("window_size", 256),
         layer_norm_epsilon=theirs.number("layer_norm_epsilon", 1e-5),
         activation_function=theirs.activation("activation_function", "gelu_new"))
-    return keys, lambda layer: math.sqrt(width // heads)
+    return keys, rules(lambda layer: math.sqrt(width // heads))

@@ -1,4 +1,4 @@
-"""Makes a run of a published language model: Hugging Face's GPT-2 and GPT-Neo."""
+"""Makes a run of a published language model, whatever its family."""
 
 import json
 import logging
@@ -10,58 +10,36 @@ import encoders
 from configs.errors import UserError
 from configs.schema import RunConfig
 from encoders.gpt2 import NAMES
-from interop import hf_gpt2, hf_gpt_neo, mapping, runs, tensor_files, weight_files
-from interop.settings import Settings
+from interop import mapping, runs, weight_files
 from mesh.compat import tf
 from training import checkpoints
 
-# By the `model_type` of their config.json.
-FAMILIES = {"gpt2": hf_gpt2, "gpt_neo": hf_gpt_neo}
 
-# The ids of GPT-2's own encoder, which all published models of these families have.
-_GPT2_VOCAB = 50257
-
-
-def model_type(path):
-    """The `model_type` that a config.json at or beside a path states, or None.
-
-    Raises:
-      UserError: there is one that is no JSON object.
-    """
-    kind = tensor_files.read_json(_config_path(path)).get("model_type")
-    return kind if isinstance(kind, str) else None
-
-
-def import_gpt(path, model_path, new=False, yes=False):
-    """Reads a language model and writes it as a run at step 0, with a config that --model takes.
+def import_gpt(source, model_path, new=False, yes=False):
+    """Writes a language model as a run at step 0, with a config that --model takes.
 
     Everything is read and checked before anything is written. The last line on stdout is a JSON
     summary.
 
     Args:
-      path: a directory that transformers has saved, or a file of weights with config.json beside
-        it; tokenizer files are taken along.
+      source: a sources.Source; tokenizer files beside it are taken along.
       model_path, new, yes: see runs.make_room.
 
     Raises:
       UserError: the model cannot be used, or the directory holds a run or cannot be written.
     """
-    family = FAMILIES[model_type(path)]
-    config_path, weights_path = _config_path(path), weight_files.find(path)
-    keys, queries = family.config_keys(Settings(config_path,
-                                                tensor_files.read_json(config_path)))
-    config = _config(path, config_path, keys, model_path)
-    tensors = {name.removeprefix(family.PREFIX): tensor
-               for name, tensor in weight_files.read(weights_path).tensors.items()}
-    checked = weight_files.Checked(weights_path, tensors, family.IGNORED)
-    weights = dict(mapping.to_ours(family.rules(queries), config, checked.take))
-    checked.end(f"this kind of model ({model_type(path)})")
-    encoder, copies = _encoder(os.path.dirname(config_path), config)
+    family, settings = source.family, source.settings
+    keys, rules = family.read(settings)
+    config = _config(source, keys, model_path)
+    checked = weight_files.Checked(
+        source.path, {family.short(name): tensor for name, tensor in source.tensors.items()},
+        family.IGNORED)
+    weights = dict(mapping.to_ours(rules, config, checked.take))
+    checked.end(f"a model that {settings.path} describes")
+    encoder, copies = _encoder(source, config)
     runs.make_room(model_path, new, yes)
-    for source, target in copies:
-        tf.io.gfile.makedirs(os.path.dirname(target))
-        tf.io.gfile.copy(source, target, overwrite=True)
-    runs.write(config, checkpoints.RunRecord(config.architecture(), encoder, legs=[]), weights)
+    runs.write(config, checkpoints.RunRecord(config.architecture(), encoder, legs=[]), weights,
+               copies)
     logging.info("%s: written; --model %s/config.json takes it", model_path, model_path)
     print(json.dumps(dict(
         model_path=model_path, parameters=sum(values.size for values in weights.values()),
@@ -69,42 +47,40 @@ def import_gpt(path, model_path, new=False, yes=False):
         n_vocab=config.n_vocab, encoder=encoder["spec"])), flush=True)
 
 
-def _config_path(path):
-    folder = path if tf.io.gfile.isdir(path) else os.path.dirname(path)
-    return os.path.join(folder, "config.json")
-
-
-def _config(path, config_path, keys, model_path):
+def _config(source, keys, model_path):
     """The RunConfig; its keys of training are there because they have to be."""
-    if keys["n_embd"] % keys["n_head"]:
-        raise UserError(f"{config_path}: {keys['n_head']} heads do not divide the width "
-                        f"{keys['n_embd']}")
+    config_path = source.settings.path
     try:
-        return RunConfig(about=f"Imported from {path}.", model="GPT", train_batch_size=1,
+        return RunConfig(about=f"Imported from {source.path}.", model="GPT", train_batch_size=1,
                          train_steps=1, lr=1e-4, model_path=model_path, **keys)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"{config_path}: as our {key or 'config'}: {first['msg']}") from None
+    except UserError as error:
+        raise UserError(f"{config_path}: as our {error}") from None
 
 
-def _encoder(folder, config):
+def _encoder(source, config):
     """(what run.json says of the encoder, [(file, its copy in the run)])."""
-    names = next((pair for pair in NAMES if all(
-        tf.io.gfile.exists(os.path.join(folder, name)) for name in pair)), ())
+    folder, kept = source.folder, os.path.join(config.model_path, "encoder")
+    kinds = [("gpt2:", "", names) for names in NAMES]
+    # What tokenizer.json adds to GPT-2's encoder are ids that no text gives; others need it.
+    kinds.insert(len(kinds) if source.family.GPT2_VOCABS else 0,
+                 ("", "/tokenizer.json", ("tokenizer.json",)))
+    kind, end, names = next((kind for kind in kinds if all(
+        tf.io.gfile.exists(os.path.join(folder, name)) for name in kind[2])), ("", "", ()))
     if names:
-        encoder = encoders.load(f"gpt2:{folder}")
-        kept = os.path.join(config.model_path, "encoder")
-        spec = f"gpt2:{kept}"
-        copies = [(os.path.join(folder, name), os.path.join(kept, name)) for name in names]
-    elif config.n_vocab == _GPT2_VOCAB:
-        encoder, spec, copies = encoders.load("gpt2"), "gpt2", []
+        encoder, spec = encoders.load(f"{kind}{folder}{end}"), f"{kind}{kept}{end}"
+    elif config.n_vocab in source.family.GPT2_VOCABS:
+        encoder, spec = encoders.load("gpt2"), "gpt2"
     else:
-        logging.info("note: %s holds neither vocab.json and merges.txt nor encoder.json and "
-                     "vocab.bpe: the run has no encoder", folder)
+        logging.info("note: %s holds no tokenizer.json, nor vocab.json and merges.txt, nor "
+                     "encoder.json and vocab.bpe: the run has no encoder", folder)
         return {"spec": None, "hash": None, "n_vocab": None, "eos_id": None}, []
     if encoder.n_vocab > config.n_vocab_padded:
         raise UserError(f"{folder}: its encoder has {encoder.n_vocab} ids, and the model "
                         f"{config.n_vocab}; they do not belong together")
     return {"spec": spec, "hash": encoder.hash, "n_vocab": encoder.n_vocab,
-            "eos_id": encoder.eos_id}, copies
+            "eos_id": encoder.eos_id}, [(os.path.join(folder, name), os.path.join(kept, name))
+                                        for name in names]

@@ -20,26 +20,30 @@ def make_room(model_path, new, yes):
                         "--model_path")
 
 
-def write(config, record, weights):
+def write(config, record, weights, copies=()):
     """Writes the run's files. run.json is the last: without it and a checkpoint it is no run.
 
     Args:
       config: the run's config.
       record: its checkpoints.RunRecord.
       weights: {variable's name: float32 numpy array}.
+      copies: [(a file, its copy in the run's directory)].
 
     Raises:
       UserError: the directory cannot be written.
     """
     try:
-        _write(config, record, weights)
+        _write(config, record, weights, copies)
     except tf.errors.OpError as error:
         raise UserError(f"{config.model_path}: cannot be written ({error.message}); give another "
                         "--model_path, or see to its permissions and space") from error
 
 
-def _write(config, record, weights):
+def _write(config, record, weights, copies):
     tf.io.gfile.makedirs(config.model_path)
+    for original, copy in copies:
+        tf.io.gfile.makedirs(os.path.dirname(copy))
+        tf.io.gfile.copy(original, copy, overwrite=True)
     checkpoints.write_text(os.path.join(config.model_path, "config.json"), config.to_json())
     with tf.Graph().as_default(), tf.Session() as session:
         for name, values in weights.items():

@@ -17,14 +17,14 @@ class Settings:
     """
 
     def __init__(self, path, values):
-        self._path, self._values = path, values
+        self.path, self._values = path, values
 
     def __getitem__(self, key):
         return self._values.get(key)
 
     def error(self, key, remedy):
         """The UserError of a key's value."""
-        return UserError(f"{self._path}: {key}: {self._values.get(key)!r}: {remedy}")
+        return UserError(f"{self.path}: {key}: {self._values.get(key)!r}: {remedy}")
 
     def whole(self, key, default):
         """A whole number above 0; `default` where the key is absent or null."""
@@ -50,6 +50,13 @@ class Settings:
         if value is not None and type(value) is not bool:
             raise self.error(key, "true or false is needed")
         return default if value is None else value
+
+    def section(self, key):
+        """The Settings of a key that holds more of them; empty where it is absent or null."""
+        value = self._values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self.error(key, "a JSON object is needed")
+        return Settings(f"{self.path}: {key}", value or {})
 
     def activation(self, key, default):
         """Our name of an activation."""

@@ -1,4 +1,4 @@
-"""interop/import_gpt.py: transformers' GPT-2 and GPT-Neo become runs, by way of main.py."""
+"""interop/import_gpt.py: transformers' language models become runs, by way of main.py."""
 
 import json
 import os
@@ -21,6 +21,12 @@ GPT2 = dict(vocab_size=61, n_positions=16, n_embd=21, n_layer=2, n_head=3, bos_t
             eos_token_id=0)
 NEO = dict(vocab_size=61, max_position_embeddings=16, hidden_size=20, num_layers=3, num_heads=5,
            window_size=6, bos_token_id=0, eos_token_id=0)
+# Heads of 9 features, of which 4 rotate.
+GPTJ = dict(vocab_size=61, n_positions=16, n_embd=45, n_layer=2, n_head=5, rotary_dim=4,
+            bos_token_id=0, eos_token_id=0)
+NEOX = dict(vocab_size=61, max_position_embeddings=16, hidden_size=45, num_hidden_layers=2,
+            num_attention_heads=5, intermediate_size=70, bos_token_id=0, eos_token_id=0,
+            rotary_pct=0.5, rotary_emb_base=500)
 
 
 def gpt2(**changes):
@@ -31,6 +37,16 @@ def gpt2(**changes):
 def neo(**changes):
     return test_models_gpt.shake(transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**{
         **NEO, "attention_types": [[["global", "local", "local"], 1]], **changes})))
+
+
+def gptj(**changes):
+    return test_models_gpt.shake(transformers.GPTJForCausalLM(
+        transformers.GPTJConfig(**{**GPTJ, **changes})))
+
+
+def neox(**changes):
+    return test_models_gpt.shake(transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(**{**NEOX, **changes})))
 
 
 def logits_of(directory):
@@ -47,8 +63,12 @@ def logits_of(directory):
     (gpt2, {"n_inner": 50, "activation_function": "gelu"}, {"max_shard_size": 5000}),
     (gpt2, {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False}, {}),
     (gpt2, {"activation_function": "relu"}, "bin"), (gpt2, {}, "bare"),
-    (neo, {}, {}), (neo, {"intermediate_size": 30}, {"max_shard_size": 5000})],
-    ids=["gpt2", "shards", "scales", "bin", "bare", "neo", "neo shards"])
+    (neo, {}, {}), (neo, {"intermediate_size": 30}, {"max_shard_size": 5000}),
+    (gptj, {}, {}), (gptj, {"n_inner": 50, "tie_word_embeddings": True}, "bin"),
+    (neox, {}, {}), (neox, {"use_parallel_residual": False, "hidden_act": "gelu_fast"}, "bin"),
+    (neox, {"tie_word_embeddings": True, "attention_bias": False}, {"max_shard_size": 9000})],
+    ids=["gpt2", "shards", "scales", "bin", "bare", "neo", "neo shards", "gptj", "gptj tied",
+         "neox", "neox bin", "neox tied"])
 def test_logits_equal_transformers(tmp_path, capsys, make, changes, how):
     module, source = make(**changes), tmp_path / "source"
     if how in ("bin", "bare"):
@@ -70,6 +90,51 @@ def test_logits_equal_transformers(tmp_path, capsys, make, changes, how):
     expected = test_models_gpt.reference(module)[0]
     np.testing.assert_allclose(logits_of(tmp_path / "run"), expected, atol=1e-4)
     assert np.abs(expected).max() > 0.5
+
+
+def test_pythia_as_it_is_published(tmp_path, capsys):
+    """Its config has keys of before transformers 5, its files have masks, and tokenizer.json."""
+    from tokenizers import Tokenizer, models
+
+    module, source = neox(), tmp_path / "source"
+    module.config.save_pretrained(source)
+    config = json.loads((source / "config.json").read_text())
+    del config["rope_parameters"]
+    (source / "config.json").write_text(json.dumps(
+        {**config, "rotary_pct": 0.5, "rotary_emb_base": 500}))
+    state = {name.replace("lm_head.", "embed_out."): value
+             for name, value in module.state_dict().items()}
+    for name in ("bias", "masked_bias", "rotary_emb.inv_freq"):
+        state[f"gpt_neox.layers.1.attention.{name}"] = torch.ones(1, 1, 16, 16)
+    torch.save(state, source / "pytorch_model.bin")
+    tokenizer = Tokenizer(models.WordLevel({"a": 3, "b": 60}, unk_token="a"))
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(source / "tokenizer.json"))
+    result = do_import(capsys, source, tmp_path / "run")
+    assert result.status == 0, result.stderr
+    assert json.loads(result.stdout)["encoder"] == f"{tmp_path}/run/encoder/tokenizer.json"
+    np.testing.assert_allclose(logits_of(tmp_path / "run"), test_models_gpt.reference(module)[0],
+                               atol=1e-4)
+
+
+@pytest.mark.parametrize(("make", "changes", "words"), [
+    (neox, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+    (neox, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 9.0}}, "rope_type: 'yarn'"),
+    (neox, {"rope_parameters": {"partial_rotary_factor": 0.05}}, "of a head's 9 features"),
+    (neox, {"rope_parameters": {"partial_rotary_factor": 0.4}}, "rotary_dims: 3 is odd"),
+    (neox, {"rope_parameters": [1]}, "rope_parameters: [1]: a JSON object is needed"),
+    (neox, {"attention_bias": False}, "attention.dense.bias: a model that"),
+    (gptj, {"rotary_dim": None}, "rotary_dim: None"),
+    (gptj, {"rotary_dim": 10}, "rotary_dims: 10 is more than the size of a head"),
+    (gptj, {"n_layer": 3}, "h.2.ln_1.weight is missing")])
+def test_a_config_that_does_not_fit_is_one_line(tmp_path, capsys, make, changes, words):
+    source = tmp_path / "source"
+    make().save_pretrained(source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, **changes}))
+    result = do_import(capsys, source, tmp_path / "run")
+    assert result.status == 2 and words in result.error and str(source) in result.error
+    assert not os.path.exists(tmp_path / "run")
 
 
 def test_its_tokenizer_comes_along_and_it_samples(tmp_path, capsys):
@@ -115,7 +180,7 @@ def break_it(source, how):
         file.write_bytes(file.read_bytes()[:-100])
     return {"missing": "h.1.mlp.c_fc.weight is missing", "extra": "h.2.ln_1.weight",
             "shape": "shape (21, 83) instead of (21, 84)", "nan": "not finite",
-            "heads": "4 heads do not divide the width 21", "activation": "activation_function",
+            "heads": "n_head: 4 does not divide n_embd = 21", "activation": "activation_function",
             "layers": "n_layer: -1", "truncated": "damaged"}[how]
 
 
