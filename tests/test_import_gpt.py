@@ -147,9 +147,10 @@ def test_its_tokenizer_comes_along_and_it_samples(tmp_path, capsys):
     (source / "merges.txt").write_text("#version: 0.2\n")
     assert do_import(capsys, source, tmp_path / "run").status == 0
     (source / "vocab.json").unlink()  # the run has its own
+    (tmp_path / "run").rename(tmp_path / "moved")
     result = test_import_clip.run_main(
-        capsys, "--model", tmp_path / "run" / "config.json", "--predict", "--prompt", "Ab",
-        "--max_new_tokens", "5", "--temperature", "0")
+        capsys, "--model", tmp_path / "moved" / "config.json", "--model_path", tmp_path / "moved",
+        "--predict", "--prompt", "Ab", "--max_new_tokens", "5", "--temperature", "0")
     assert result.status == 0 and result.stdout.startswith("Ab"), result.stderr
 
 

@@ -59,7 +59,26 @@ def test_a_record_is_read_as_written(tmp_path):
     assert checkpoints.read_record(str(tmp_path / "none")) is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"architecture": {}}', '{"layers": 3}'])
+@pytest.mark.parametrize("spec", ["gpt2:{}/encoder", "{}/encoder/tokenizer.json#EOS"])
+def test_an_encoder_in_a_run_moves_with_it(tmp_path, spec):
+    old, new = (str(tmp_path / name) for name in ("old", "new"))
+    tf.io.gfile.makedirs(old)
+    checkpoints.write_record(old + "/", record(encoder={"spec": spec.format(old), "hash": "7"}))
+    tf.io.gfile.rename(old, new)
+    assert checkpoints.read_record(new).encoder == {"spec": spec.format(new), "hash": "7"}
+
+
+@pytest.mark.parametrize("spec", ["gpt2:/other/encoder", "other/runs/a/x.json", "byte", None])
+def test_an_encoder_elsewhere_stays_there(tmp_path, spec, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tf.io.gfile.makedirs("runs/a")
+    checkpoints.write_record("runs/a", record(encoder={"spec": spec}))
+    assert checkpoints.read_record("runs/a").encoder == {"spec": spec}
+    assert "model_path" not in (tmp_path / "runs/a/run.json").read_text()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"architecture": {}}', '{"layers": 3}',
+                                  '{"architecture": {}, "encoder": [], "legs": []}'])
 def test_a_damaged_record_is_named(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match=r"run\.json: damaged .*--new"):

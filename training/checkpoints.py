@@ -17,6 +17,9 @@ from training.keeping import write_text
 
 _FILE = "run.json"
 
+# What run.json has for the run's directory, which may be moved, in the encoder's spec.
+_HERE = "{model_path}"
+
 # What a run writes into its directory.
 _OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
               "metrics.jsonl", "config.json", keeping.SCORES, "teacher", "student", "encoder",
@@ -193,16 +196,27 @@ def read_record(model_path):
         return None
     try:
         with tf.io.gfile.GFile(path) as file:
-            return RunRecord(**json.loads(file.read()))
-    except (ValueError, TypeError) as error:
+            record = RunRecord(**json.loads(file.read()))
+        return _moved(record, _HERE, model_path.rstrip("/"))
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it from a copy of the run, or start "
                         "again with --new") from error
 
 
 def write_record(model_path, record):
     """Writes run.json, whole or not at all."""
+    record = _moved(record, model_path.rstrip("/"), _HERE)
     write_text(os.path.join(model_path, _FILE),
                json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+
+
+def _moved(record, old, new):
+    """The record with an encoder that lies in one directory as one in another."""
+    spec = record.encoder.get("spec")
+    if spec is None:
+        return record
+    moved = re.sub(rf"^(\w+:)?{re.escape(old)}/", lambda match: f"{match[1] or ''}{new}/", spec)
+    return dataclasses.replace(record, encoder={**record.encoder, "spec": moved})
 
 
 def check_fits(config, record, encoder=None):
