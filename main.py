@@ -97,6 +97,13 @@ def import_model(args):
     take(source or args.import_from, args.model_path, new=args.new, yes=args.yes)
 
 
+def start_from(source, directory):
+    """The training.starting.Start of an `init_from` that is no run."""
+    from interop import import_gpt
+
+    return import_gpt.start(source, directory)
+
+
 def lay_out(config, args):
     """Does the job about layouts that the flags ask for."""
     # See --preflight.
@@ -162,7 +169,7 @@ def run_job(args):
             # A config may name the checkpoint to sample from; training is about the newest.
             if config.checkpoint != "latest":
                 config = config.replace(checkpoint="latest")
-            run.train(config, new=args.new, yes=args.yes, tpu=tpu)
+            run.train(config, new=args.new, yes=args.yes, tpu=tpu, elsewhere=start_from)
     return 0
 
 

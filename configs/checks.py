@@ -4,7 +4,7 @@ from typing import Any
 
 from configs import clip_keys, moe_keys, optimizers
 from configs.errors import UserError
-from configs.layouts import check_layout, idle_axes
+from configs.layouts import LANGUAGE_MODELS, check_layout, idle_axes
 
 
 def check(config: Any) -> list[str]:
@@ -23,6 +23,7 @@ def check(config: Any) -> list[str]:
     _check_steps(config)
     _check_masked(config)
     _check_loss(config)
+    _check_start(config)
     clip_keys.check(config)
     notes = moe_keys.check(config)
     check_layout(config)
@@ -146,6 +147,14 @@ def _check_loss(config: Any) -> None:
                      ("entmax_sampling", False)):
         if getattr(config, key) != off and not (config.speaks or config.mlm_training):
             raise UserError(f"{key}: model {config.model} is no language model; remove the key")
+
+
+def _check_start(config: Any) -> None:
+    if config.init_from and config.model not in LANGUAGE_MODELS:
+        raise UserError(f"init_from: only language models take weights of another run, and not "
+                        f"model {config.model}; remove it")
+    if config.init_resize and not config.init_from:
+        raise UserError("init_resize: there is no init_from whose sizes could differ; remove it")
 
 
 def _check_devices(config: Any) -> None:

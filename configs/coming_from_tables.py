@@ -143,8 +143,8 @@ JAX_MEANINGS = {
     "rotary_dims": "`rotary_dims` of a student", "batch_size": "`train_batch_size` of a student",
 }
 JAX_FLAGS = {
-    "--config": "`--model`", "--tune-model-path": "no: its checkpoints are not read",
-    "--fresh-opt": "no: a run goes on with its optimizer's state",
+    "--config": "`--model`", "--tune-model-path": "`init_from`, but not for its own checkpoints",
+    "--fresh-opt": "`init_from` has a fresh optimizer; a run that goes on keeps its own",
     "--tpu": "", "--tpu_region, --preemptible": "no", "--new": "asks before it deletes",
     "--version": "no: it chooses between two copies of its model",
     "--ckpt-step": "no: the newest checkpoint is read", "--f16": "no: weights are float32",
@@ -162,7 +162,7 @@ NANO = {
     "out_dir": "`model_path`", "eval_interval": "`steps_per_checkpoint`",
     "log_interval": "`iterations`", "eval_iters": "`eval_steps`; null is the whole split",
     "eval_only": "`--eval`", "always_save_checkpoint": "always; `keep` says how many",
-    "init_from": "no: a run that exists goes on; published weights are not read",
+    "init_from": "`init_from`, where scratch is null; a run that exists resumes by itself",
     "wandb_log, wandb_project, wandb_run_name": "no: TensorBoard and metrics.jsonl",
     "dataset": "`datasets`", "gradient_accumulation_steps": "`tokens_per_mb_per_replica`",
     "batch_size": "`train_batch_size`, which holds all microbatches", "block_size": "`n_ctx`",

@@ -34,6 +34,7 @@ Activation = Literal["gelu", "gelu_exact", "quick_gelu", "relu", "relu6", "squar
                      # Those with weights of their own, or with chance; and one that gives two.
                      "prelu", "aria", "parcsinh", "psoftplus", "proottanh", "rrelu", "crelu"]
 Checkpoint = Annotated[str, BeforeValidator(values.checkpoint)]
+InitResize = Annotated[list[Literal["vocab", "context"]], BeforeValidator(values.list_or_none)]
 AxialDims = Annotated[list[int] | None, BeforeValidator(values.axial_dims)]
 Parallel = Annotated[Literal["none", "one_norm", "two_norms"],
                      BeforeValidator(values.parallel_residual)]
@@ -306,6 +307,13 @@ class RunKeys(Keys):
 
     model_path: str = Field(
         min_length=1, description="Directory of checkpoints, logs and metrics; may be gs://.")
+    init_from: str | None = Field(
+        None, min_length=1, description="What a new run takes its weights from, at step 0 and with "
+                                        "a fresh optimizer: the directory of a run, or whatever "
+                                        "--import_from takes; null is random weights.")
+    init_resize: InitResize = Field(
+        [], description="Which sizes may differ from those of init_from: vocab (new ids get the "
+                        "mean embedding) and context (new learned positions are copies).")
     steps_per_checkpoint: int = Field(
         5000, ge=1, description="Steps between checkpoints and the evaluations made there.")
     keep: int = Field(10, ge=1, description="Newest checkpoints kept; older ones are deleted.")

@@ -26,7 +26,7 @@ SPECIAL = {"attention_types": "list", "datasets": "list", "gpu_ids": "list", "ev
            "axial_dims": "list or null",
            "clip": "section", "moe_params": "section", "moe_layers": "list",
            "image_channels": "list", "probe_words": "list",
-           "layer": "list", "mlm_mask_ignore_ids": "list",
+           "layer": "list", "mlm_mask_ignore_ids": "list", "init_resize": "list",
            "mesh_shape": "text or pairs", "layout": "text or pairs",
            "about": "text or lines", "inline_datasets": "sections"}
 

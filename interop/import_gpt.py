@@ -10,9 +10,9 @@ import encoders
 from configs.errors import UserError
 from configs.schema import RunConfig
 from encoders.gpt2 import NAMES
-from interop import mapping, runs, weight_files
+from interop import mapping, runs, sources, weight_files
 from mesh.compat import tf
-from training import checkpoints
+from training import checkpoints, starting
 
 
 def import_gpt(source, model_path, new=False, yes=False):
@@ -28,6 +28,37 @@ def import_gpt(source, model_path, new=False, yes=False):
     Raises:
       UserError: the model cannot be used, or the directory holds a run or cannot be written.
     """
+    *run, _ = _read(source, model_path)
+    config, record, weights, _ = run
+    runs.make_room(model_path, new, yes)
+    runs.write(*run)
+    logging.info("%s: written; --model %s/config.json takes it", model_path, model_path)
+    print(json.dumps(dict(
+        model_path=model_path, parameters=sum(values.size for values in weights.values()),
+        n_layer=config.n_layer, n_embd=config.n_embd, n_head=config.n_head, n_ctx=config.n_ctx,
+        n_vocab=config.n_vocab, encoder=record.encoder["spec"])), flush=True)
+
+
+def start(path, model_path):
+    """A training.starting.Start from a published language model, read and checked.
+
+    Args:
+      path: what --import_from takes.
+      model_path: where the Start will be saved as a run.
+
+    Raises:
+      UserError: there is no language model, or it cannot be used.
+    """
+    source = sources.find(path)
+    if source is None:
+        raise UserError(f"init_from: {path} holds no run, nor a language model that --import_from "
+                        "takes")
+    *run, encoder = _read(source, model_path)
+    return starting.Start(run[0], run[1], lambda: encoder, save=lambda: runs.write(*run))
+
+
+def _read(source, model_path):
+    """What runs.write takes, and the encoders.Encoder or None."""
     family, settings = source.family, source.settings
     keys, rules = family.read(settings)
     config = _config(source, keys, model_path)
@@ -36,15 +67,9 @@ def import_gpt(source, model_path, new=False, yes=False):
         family.IGNORED)
     weights = dict(mapping.to_ours(rules, config, checked.take))
     checked.end(f"a model that {settings.path} describes")
-    encoder, copies = _encoder(source, config)
-    runs.make_room(model_path, new, yes)
-    runs.write(config, checkpoints.RunRecord(config.architecture(), encoder, legs=[]), weights,
-               copies)
-    logging.info("%s: written; --model %s/config.json takes it", model_path, model_path)
-    print(json.dumps(dict(
-        model_path=model_path, parameters=sum(values.size for values in weights.values()),
-        n_layer=config.n_layer, n_embd=config.n_embd, n_head=config.n_head, n_ctx=config.n_ctx,
-        n_vocab=config.n_vocab, encoder=encoder["spec"])), flush=True)
+    facts, copies, encoder = _encoder(source, config)
+    record = checkpoints.RunRecord(config.architecture(), facts, legs=[])
+    return config, record, weights, copies, encoder
 
 
 def _config(source, keys, model_path):
@@ -62,7 +87,7 @@ def _config(source, keys, model_path):
 
 
 def _encoder(source, config):
-    """(what run.json says of the encoder, [(file, its copy in the run)])."""
+    """(what run.json says of the encoder, [(file, its copy in the run)], the Encoder or None)."""
     folder, kept = source.folder, os.path.join(config.model_path, "encoder")
     kinds = [("gpt2:", "", names) for names in NAMES]
     # What tokenizer.json adds to GPT-2's encoder are ids that no text gives; others need it.
@@ -77,10 +102,10 @@ def _encoder(source, config):
     else:
         logging.info("note: %s holds no tokenizer.json, nor vocab.json and merges.txt, nor "
                      "encoder.json and vocab.bpe: the run has no encoder", folder)
-        return {"spec": None, "hash": None, "n_vocab": None, "eos_id": None}, []
+        return {"spec": None, "hash": None, "n_vocab": None, "eos_id": None}, [], None
     if encoder.n_vocab > config.n_vocab_padded:
         raise UserError(f"{folder}: its encoder has {encoder.n_vocab} ids, and the model "
                         f"{config.n_vocab}; they do not belong together")
+    copies = [(os.path.join(folder, name), os.path.join(kept, name)) for name in names]
     return {"spec": spec, "hash": encoder.hash, "n_vocab": encoder.n_vocab,
-            "eos_id": encoder.eos_id}, [(os.path.join(folder, name), os.path.join(kept, name))
-                                        for name in names]
+            "eos_id": encoder.eos_id}, copies, encoder

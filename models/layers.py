@@ -28,6 +28,8 @@ class Context:
         outside of training.
       stored: None, or a function of a variable's full name that returns its initialiser: then the
         variables are constants that come from elsewhere, neither trained nor in a checkpoint.
+      start: None, or a function of a variable's full name that returns the initialiser of one that
+        starts from elsewhere, and None for one that starts as usual.
       dropless: whether experts take every token, as in sampling and in scoring texts, where what
         stands beside a token must not matter.
       terms: the loss terms that layers have added, by name.
@@ -37,6 +39,7 @@ class Context:
     config: object
     dropout_key: object = None
     stored: object = None
+    start: object = None
     dropless: bool = False
     terms: dict = dataclasses.field(default_factory=dict, compare=False)
 
@@ -76,8 +79,9 @@ class Context:
                 initializer=self.stored(full_name), trainable=False,
                 collections=[tf.GraphKeys.LOCAL_VARIABLES])
         dtypes = mtf.VariableDType(tf.float32, tf.float32, dtype or self.dtype)
+        begun = self.start(full_name) if self.start else None
         return mtf.get_variable(self.mesh, name, mtf.Shape(shape), dtype=dtypes,
-                                initializer=initializer(self.config.seed, full_name),
+                                initializer=begun or initializer(self.config.seed, full_name),
                                 trainable=trainable)
 
 

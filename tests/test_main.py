@@ -238,8 +238,9 @@ def test_problems_of_a_dataset_end_with_1(calls, monkeypatch, well, status):
 
 
 @pytest.mark.parametrize("given, job, wanted", [
-    ([], "train", {"new": False, "yes": False, "tpu": None}),
-    (["--new", "--yes"], "train", {"new": True, "yes": True, "tpu": None}),
+    ([], "train", {"new": False, "yes": False, "tpu": None, "elsewhere": main.start_from}),
+    (["--new", "--yes"], "train", {"new": True, "yes": True, "tpu": None,
+                                   "elsewhere": main.start_from}),
     (["--eval"], "evaluate", {"tpu": None}),
     (["--check_dataset"], "check_dataset", {})])
 def test_one_job_is_called_with_the_config(calls, given, job, wanted):

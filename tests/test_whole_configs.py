@@ -94,7 +94,9 @@ def scaled_down(config, tmp_path, others, text=None):
         rotary_dims=min(4, config.rotary_dims), train_batch_size=2 * small.batch_split,
         eval_batch_size=2 * small.batch_split, warmup_steps=min(1, config.warmup_steps),
         lr=1e-2, lr_decay_end=None, sample_tokens=0, eval_steps=config.eval_steps and 1,
-        eval_tasks=[], model_path=str(tmp_path / "run"), clip=section(config, others),
+        # tests/test_training_starting.py is about weights to start from.
+        init_from=None, eval_tasks=[], model_path=str(tmp_path / "run"),
+        clip=section(config, others),
         datasets=[pictures(tmp_path) if config.model == "clip" else text or jobs.dataset(tmp_path)])
     if config.tokens_per_mb_per_replica:
         keys["tokens_per_mb_per_replica"] = 8  # a row at a time

@@ -23,7 +23,7 @@ _HERE = "{model_path}"
 # What a run writes into its directory.
 _OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
               "metrics.jsonl", "config.json", keeping.SCORES, "teacher", "student", "encoder",
-              "probe_*.png", _FILE)
+              "init", "probe_*.png", _FILE)
 
 
 @dataclasses.dataclass
@@ -219,17 +219,8 @@ def _moved(record, old, new):
     return dataclasses.replace(record, encoder={**record.encoder, "spec": moved})
 
 
-def check_fits(config, record, encoder=None):
-    """Refuses weights of another architecture or encoder than the config's.
-
-    Args:
-      config: the run's config.
-      record: the RunRecord of the weights.
-      encoder: the data's encoder facts (a dict with spec and hash), if data are used.
-
-    Raises:
-      UserError: with the first difference.
-    """
+def differences(config, record):
+    """(key, what a record's architecture has, what the config's has) where they differ."""
     architecture = json.loads(json.dumps(config.architecture()))
 
     def fact(facts, key):
@@ -242,10 +233,25 @@ def check_fits(config, record, encoder=None):
     for key in dict.fromkeys([*architecture, *record.architecture]):
         before, value = (fact(facts, key) for facts in (record.architecture, architecture))
         if before != value:
-            raise UserError(
-                f"{config.model_path}: its weights have {key} = {json.dumps(before)}, the config "
-                f"{json.dumps(value)}; change the key, or start again with --new or another "
-                "--model_path")
+            yield key, before, value
+
+
+def check_fits(config, record, encoder=None):
+    """Refuses weights of another architecture or encoder than the config's.
+
+    Args:
+      config: the run's config.
+      record: the RunRecord of the weights.
+      encoder: the data's encoder facts (a dict with spec and hash), if data are used.
+
+    Raises:
+      UserError: with the first difference.
+    """
+    for key, before, value in differences(config, record):
+        raise UserError(
+            f"{config.model_path}: its weights have {key} = {json.dumps(before)}, the config "
+            f"{json.dumps(value)}; change the key, or start again with --new or another "
+            "--model_path")
     known = record.encoder.get("hash")
     if encoder and encoder["hash"] and known and encoder["hash"] != known:
         raise UserError(

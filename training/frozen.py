@@ -80,19 +80,36 @@ def of_run(config, new=False):
 
 
 def _load(directory, key, kind, scope):
+    config, record, checkpoint = run_at(directory, key, (kind,))
+    return Frozen(config, record, checkpoint, scope)
+
+
+def run_at(directory, key, kinds):
+    """Another run: (its RunConfig, its RunRecord, the path of its newest checkpoint).
+
+    Args:
+      directory: where it is.
+      key: the key that names it, for messages.
+      kinds: the kinds of model that it may be.
+
+    Raises:
+      UserError: there is none, it has no checkpoint, or it is of another kind.
+    """
     checkpoint = checkpoints.latest(directory)
     path = os.path.join(directory, "config.json")
     if checkpoint is None or not tf.io.gfile.exists(path):
         raise UserError(f"{key}: {directory} holds no run with a checkpoint; train a model of kind "
-                        f"{kind} there first, or give another directory")
+                        f"{' or '.join(kinds)} there first, or give another directory")
     config = schema.load(path)
-    if config.model != kind:
-        raise UserError(f"{key}: {directory} is a run of model {config.model}, not {kind}")
+    if config.model not in kinds:
+        raise UserError(f"{key}: {directory} is a run of model {config.model}, not "
+                        f"{' or '.join(kinds)}")
     record = checkpoints.read_record(directory)
     if record is None:
         raise UserError(f"{key}: {directory} has no run.json; restore it from a copy of the run")
-    checkpoints.check_fits(config.replace(model_path=directory), record)
-    return Frozen(config, record, checkpoint, scope)
+    config = config.replace(model_path=directory)
+    checkpoints.check_fits(config, record)
+    return config, record, checkpoint
 
 
 def _hash(checkpoint, scope):

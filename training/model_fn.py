@@ -10,7 +10,7 @@ from models import layers
 from training import hooks, optimizers, schedules, step
 
 
-def model_fn(features, mode, params, config, objective, meter=None):
+def model_fn(features, mode, params, config, objective, meter=None, start=None):
     """The Estimator's model function.
 
     Args:
@@ -20,6 +20,7 @@ def model_fn(features, mode, params, config, objective, meter=None):
       config: the run's config.
       objective: a training.objective.Objective.
       meter: a training.metrics.Meter, for training.
+      start: see train_step.
 
     Returns:
       a TPUEstimatorSpec.
@@ -31,12 +32,12 @@ def model_fn(features, mode, params, config, objective, meter=None):
         mesh = mtf.Mesh(mtf.Graph(), "mesh", devices.master_placer(context))
         lowers = functools.partial(lower_on_tpu, context.device_assignment)
     if mode == tf.estimator.ModeKeys.TRAIN:
-        return _train_spec(config, objective, mesh, features, meter, lowers, context)
+        return _train_spec(config, objective, mesh, features, meter, lowers, context, start)
     return _eval_spec(config, objective, mesh, features, lowers)
 
 
-def _train_spec(config, objective, mesh, features, meter, lowers, context):
-    step = train_step(config, objective, mesh, features, lowers)
+def _train_spec(config, objective, mesh, features, meter, lowers, context, start):
+    step = train_step(config, objective, mesh, features, lowers, start)
     host_call = None
     if context is None:
         log = hooks.LogScalars(step.scalars, config, meter)
@@ -69,7 +70,7 @@ class TrainStep(NamedTuple):
     scalars: dict
 
 
-def train_step(config, objective, mesh, features, lower):
+def train_step(config, objective, mesh, features, lower, start=None):
     """The training step of a run: losses, gradients and updates, lowered.
 
     Args:
@@ -78,6 +79,7 @@ def train_step(config, objective, mesh, features, lower):
       mesh: an mtf.Mesh, of which nothing is built yet.
       features: what the input function gives.
       lower: (config, mesh) -> an mtf.Lowering of all that is built.
+      start: see models.layers.Context; None is the usual start, or a run that goes on.
 
     Returns:
       a TrainStep.
@@ -95,7 +97,7 @@ def train_step(config, objective, mesh, features, lower):
                                mtf.Shape([]))
 
     def loss_fn(inputs, microbatch_key):
-        ctx = layers.Context(mesh, config, microbatch_key)
+        ctx = layers.Context(mesh, config, microbatch_key, start=start)
         terms = objective.terms(ctx, inputs)
         means = {name: total / counts[name] for name, total in terms.items()}
         weighted = [mean * weights[name] if name in weights else mean

@@ -27,13 +27,14 @@ from training import (
     model_fn,
     objectives,
     retrying,
+    starting,
     stopping,
     tasks,
 )
 from training.samples import Samples
 
 
-def train(config, new=False, yes=False, tpu=None):
+def train(config, new=False, yes=False, tpu=None, elsewhere=None):
     """Trains to `train_steps`, from the last checkpoint if there is one.
 
     Every `steps_per_checkpoint` steps a checkpoint is saved and the validation split evaluated. The
@@ -44,6 +45,7 @@ def train(config, new=False, yes=False, tpu=None):
       new: delete an earlier run in model_path first; asks, unless `yes`.
       yes: the answer to that question.
       tpu: the mesh.cloud.Tpu to train on.
+      elsewhere: what reads an `init_from` that is no run: see starting.of_run.
 
     Raises:
       UserError: the data, the config or the directory cannot be used.
@@ -58,11 +60,14 @@ def train(config, new=False, yes=False, tpu=None):
     taken = _taken(config, facts, new)
     objective = objectives.of_run(config, facts, taken)
     measured = gauges.Gauges(config, _encoder_facts(facts), taken) if evaluating else None
+    start = starting.of_run(config, facts, new, elsewhere)
     if new:
         delete_run(config.model_path, yes)
     step, record = _begin(config, facts, taken)
     if taken:
         frozen.adopt(config, taken)
+    if start:
+        start.adopt(config)
     if not step:
         objective.prepare()
     writer = metrics.Writer(config.model_path)
@@ -70,7 +75,7 @@ def train(config, new=False, yes=False, tpu=None):
     writer.text("config", metrics.fenced(config.describe()), step)
     meter = metrics.Meter(config, facts, writer)
     samples = Samples(config, writer)
-    estimator = make_estimator(config, objective, meter, tpu)
+    estimator = make_estimator(config, objective, meter, tpu, start and start.initializer)
     scores = None
     with stopping.Stop() as stop:
         while step < config.train_steps:
@@ -81,6 +86,7 @@ def train(config, new=False, yes=False, tpu=None):
                            inputs.train_input_fn(config, record.start_window(step)),
                            max_steps=target, hooks=[stopping.StopAtSignal(stop)])
             step = stop.saved = keeping.step_of(checkpoints.latest(config.model_path))
+            starting.forget(config)
             if stop.asked:
                 stop.end(step)
             if evaluating:
@@ -219,7 +225,7 @@ def _encoder_facts(facts):
             "eos_id": facts.eos_id}
 
 
-def make_estimator(config, objective, meter, tpu=None):
+def make_estimator(config, objective, meter, tpu=None, start=None):
     """The TPUEstimator of a run.
 
     Args:
@@ -227,6 +233,7 @@ def make_estimator(config, objective, meter, tpu=None):
       objective: a training.objective.Objective.
       meter: a training.metrics.Meter, for training alone.
       tpu: a mesh.cloud.Tpu, or None for the devices of this machine.
+      start: where weights start that no checkpoint has: see models.layers.Context.
     """
     on_tpu = {}
     if tpu:
@@ -240,7 +247,8 @@ def make_estimator(config, objective, meter, tpu=None):
         tf_random_seed=config.seed, save_checkpoints_steps=None, save_checkpoints_secs=None,
         save_summary_steps=None, log_step_count_steps=None, **on_tpu)
     estimator = tf.estimator.tpu.TPUEstimator(
-        functools.partial(model_fn.model_fn, config=config, objective=objective, meter=meter),
+        functools.partial(model_fn.model_fn, config=config, objective=objective, meter=meter,
+                          start=start),
         config=run_config, use_tpu=bool(tpu), params={}, train_batch_size=config.train_batch_size,
         eval_batch_size=config.eval_batch_size)
     # It writes scores of its own, among them an unweighted mean over batches, beside ours. They
