@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Flags, then a checked config, then one job."""
 
 import logging
@@ -124,6 +125,13 @@ def run_job(args):
     if args.job == "import_from":
         import_model(args)
         return 0
+    if args.job == "sweep":
+        from training import sweep
+
+        passed = [f"--{name}={getattr(args, name)}" for name in ("tpu", "tpu_zone", "gcp_project")
+                  if getattr(args, name)]
+        sweep.run(args.sweep, args.model_path, passed)
+        return 0
     from configs import schema
 
     overrides = {key: getattr(args, key) for key in ("model_path", "gpu_ids", "checkpoint",
@@ -146,6 +154,10 @@ def run_job(args):
         return 0 if inputs.check_dataset(config) else 1
     elif args.job == "predict":
         predict(config, args, tpu)
+    elif args.job == "dry_run":
+        from training import dry_run
+
+        dry_run.run(config)
     elif args.job == "export":
         from interop import saved_model
 

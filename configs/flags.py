@@ -26,18 +26,19 @@ PREDICT_DEFAULTS = {"prompt": [], "num_samples": 1, "max_new_tokens": None, "tem
 
 
 # The jobs by their flags; without one of them it is "train".
-JOBS = ("eval", "predict", "check_dataset", "print_config", "export", "preflight", "auto_layout",
-        "auto_layout_and_mesh_shape", "explain_layout", "import_from")
+JOBS = ("eval", "predict", "check_dataset", "print_config", "dry_run", "export", "preflight",
+        "auto_layout", "auto_layout_and_mesh_shape", "explain_layout", "sweep",
+        "import_from")
 
 # Which jobs a flag goes with, where it does not go with all of them.
 GOES_WITH = {
     **dict.fromkeys(PREDICT_DEFAULTS, {"predict"}),
     **dict.fromkeys(("model", "set", "gpu_ids", "steps_per_checkpoint"),
-                    {"train", *JOBS} - {"import_from"}),
+                    {"train", *JOBS} - {"import_from", "sweep"}),
     "checkpoint": {"eval", "export", "predict"},
     "diff": {"print_config"},
     "new": {"import_from", "train"},
-    "tpu": {"eval", "predict", "train"},
+    "tpu": {"eval", "predict", "sweep", "train"},
     "write": {"auto_layout", "auto_layout_and_mesh_shape"},
 }
 
@@ -55,6 +56,15 @@ def number(kind: Callable, allowed: str, test: Callable) -> Callable:
     return convert
 
 
+def _configs(prefix, **asked):
+    """For a shell that completes --model: the shipped configs, and files."""
+    from argcomplete.completers import FilesCompleter
+
+    from configs import reading
+
+    return [*reading.shipped_configs(), *FilesCompleter()(prefix, **asked)]
+
+
 def make_parser() -> Parser:
     """The parser of all flags, grouped by task."""
     count = number(int, "a whole number, 1 or more", lambda n: n >= 1)
@@ -65,9 +75,10 @@ def make_parser() -> Parser:
     parser = Parser(prog="main.py", description=DESCRIPTION, epilog=EXAMPLES)
 
     group = parser.add_argument_group("config")
-    group.add_argument("--model", metavar="CONFIG",
-                       help="run config: a JSON or YAML file, a run's directory, or a name in "
-                            "configs/")
+    model = group.add_argument("--model", metavar="CONFIG",
+                               help="run config: a JSON or YAML file, a run's directory, or a "
+                                    "name in configs/")
+    model.completer = _configs  # type: ignore[attr-defined]
     group.add_argument("--diff", metavar="CONFIG",
                        help="with --print_config: only the keys that differ from this config's, "
                             "with both values")
@@ -100,6 +111,9 @@ def make_parser() -> Parser:
                       help="decode and print samples of the datasets, and report problems")
     jobs.add_argument("--print_config", action="store_true",
                       help="print every key, its value and where it came from")
+    jobs.add_argument("--dry_run", action="store_true",
+                      help="show what training would be, and write nothing: parameters, memory, "
+                           "tokens a step, steps an epoch, and the time by a few measured steps")
     jobs.add_argument("--export", nargs="*", metavar=("FORMAT", "DIR"),
                       help="write a checkpoint for use elsewhere; the format is "
                            "saved_model: TensorFlow's, into MODEL_PATH/export or DIR. See "
@@ -114,6 +128,9 @@ def make_parser() -> Parser:
     jobs.add_argument("--explain_layout", metavar="DIR", nargs="?", const="",
                       help="show which slice of which weight each core has, as text, HTML and PNG "
                            "(in DIR, or model_path)")
+    jobs.add_argument("--sweep", metavar="FILE",
+                      help="train many runs of a config with other values of some keys, as a YAML "
+                           "file says, and compare them; needs no --model. See docs/sweeps.md")
     jobs.add_argument("--import_from", metavar="PATH",
                       help="make a run in --model_path of Hugging Face's GPT-2, GPT-Neo, GPT-J or "
                            "GPT-NeoX, or of a CLIP text tower (OpenAI's .pt, a Hugging Face or "
@@ -194,7 +211,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.job == "import_from":
         if not args.model_path:
             parser.error("argument --import_from: needs --model_path, the directory to write")
-    elif args.model is None:
+    elif args.model is None and args.job != "sweep":
         parser.error("the following arguments are required: --model")
     return args
 

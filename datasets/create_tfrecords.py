@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Makes TFRecords from text.
 
     python datasets/create_tfrecords.py --input_dir books/*.txt --name books --encoder gpt2 \\

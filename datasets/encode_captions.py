@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Makes training TFRecords of pictures and captions for CLIP.
 
     python datasets/encode_captions.py --input data/scenes/pictures_train_*.tfrecords \\

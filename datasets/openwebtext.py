@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Makes JSONL of the archives of web text: OpenWebText's own, WARC files, pages.
 
     python datasets/openwebtext.py --input openwebtext.tar.xz --name owt --output_dir data/owt \\

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Makes the picture–caption world: pictures of coloured shapes, captions, texts and cloze items.
 
     python datasets/scenes.py --out data/scenes --pictures 50000 --texts 5000 --seed 1

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Trains a tokenizer on a corpus and writes a tokenizer.json that `encoders.load` takes.
 
     python datasets/train_tokenizer.py corpus/ --vocab_size 8192 --out bbpe.json

@@ -18,8 +18,9 @@ from configs.errors import UserError
 FLAGS = {
     "--help", "-h", "--model", "--set", "--model_path", "--gpu_ids", "--tpu", "--tpu_zone",
     "--gcp_project", "--eval", "--predict",
-    "--check_dataset", "--diff", "--print_config", "--auto_layout", "--auto_layout_and_mesh_shape",
-    "--explain_layout", "--write", "--preflight", "--import_from", "--export",
+    "--check_dataset", "--diff", "--dry_run", "--print_config", "--auto_layout",
+    "--auto_layout_and_mesh_shape",
+    "--explain_layout", "--write", "--preflight", "--import_from", "--export", "--sweep",
     "--steps_per_checkpoint", "--new", "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
     "--entmax_sampling", "--checkpoint", "--interactive", "--quiet", "--verbose", "--debug",
@@ -96,6 +97,23 @@ def test_help_is_complete_and_imports_nothing_heavy(root):
     imported = {line.split("|")[-1].strip().split(".")[0] for line in result.stderr.splitlines()}
     assert "argparse" in imported
     assert not imported & {"tensorflow", "mesh_tensorflow", "pydantic", "yaml", "numpy", "inputs"}
+
+
+@pytest.mark.parametrize(("program", "typed", "wanted", "unwanted"), [
+    ("main.py", "--model gpt2_1 --pre", {"--predict", "--preflight"}, {"--eval"}),
+    ("main.py", "--model shakes", {"shakespeare_char", "shakespeare_char_large"}, {"demo"}),
+    ("datasets/create_tfrecords.py", "--out", {"--output_dir"}, {"--name"})])
+def test_a_shell_completes_flags_and_configs(root, tmp_path, program, typed, wanted, unwanted):
+    line, out = f"{program} {typed}", tmp_path / "out"
+    environment = {**os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": "bash",
+                   "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SUPPRESS_SPACE": "0",
+                   "_ARGCOMPLETE_STDOUT_FILENAME": str(out), "COMP_LINE": line,
+                   "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    subprocess.run([sys.executable, program], cwd=root, env=environment, check=True, timeout=60)
+    found = {word.strip() for word in out.read_text().split("\n")}
+    assert wanted <= found and not unwanted & found
+    with open(os.path.join(root, program)) as file:  # argcomplete's hook looks for it
+        assert "PYTHON_ARGCOMPLETE_OK" in file.read(1024)
 
 
 def test_examples_in_the_help_are_valid(root):

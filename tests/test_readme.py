@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from configs import flags, schema
+from configs import flags, reading, schema, sweep_file
 from encoders import clip
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -50,6 +50,14 @@ def check_main(args):
     parsed = flags.parse(args)
     if parsed.import_from:
         return
+    if parsed.sweep:
+        sweep = sweep_file.Sweep.model_validate(
+            reading.read_mapping(os.path.join(ROOT, parsed.sweep)))
+        made = [item for item in sweep.set if not item.startswith("datasets=")]
+        for key, values in sweep.keys.items():
+            for value in values if isinstance(values, list) else [values.low, values.high]:
+                schema.load(sweep.model, [*made, "n_vocab=1024", f"{key}={json.dumps(value)}"])
+        return
     # The datasets of the pages' examples are their readers'.
     settings = [item for item in parsed.set if not item.startswith("datasets=")]
     schema.load(parsed.model, settings, {"gpu_ids": parsed.gpu_ids})
@@ -79,8 +87,12 @@ def test_a_command_is_right(page, command):
         assert os.path.exists(os.path.join(ROOT, words[2].replace(".", "/") + ".py"))
     elif words[0] == "make":
         check_make(words[1:])
+    elif words[:3] == ["pip", "install", "-r"]:
+        assert os.path.exists(os.path.join(ROOT, words[3]))
     elif words[0] == "pip":
         assert words[1:] == ["install", "--no-deps", clip.PACKAGES["open_clip"]]
+    elif words[:2] == ["python", "-c"]:
+        compile(words[2], page, "exec")
     else:
         assert words in (["source", ".venv/bin/activate"], ["tensorboard", "--logdir", "runs"])
 

@@ -161,8 +161,6 @@ def lower(config, mesh):
     return mtf.Lowering(mesh.graph, {mesh: devices.mesh_impl(config)}, autostack=False)
 
 
-
-
 def lower_on_tpu(assignment, config, mesh):
     """Lowers the graph of `mesh` onto the TPU cores of a device assignment."""
     return mtf.Lowering(mesh.graph, {mesh: devices.tpu_mesh_impl(config, assignment)},
