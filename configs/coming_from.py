@@ -65,7 +65,8 @@ HUGGING_FACE = """\
 
 Copy `configs/gpt_125M.json`, set sizes as in the table, and encode text with your own
 `tokenizer.json` (`datasets/create_tfrecords.py` with `--encoder tokenizer.json`). `--import_from`
-makes runs of GPT-2, GPT-Neo, GPT-J and GPT-NeoX ([interop.md](interop.md)).
+makes runs of GPT-2, GPT-Neo, GPT-J and GPT-NeoX ([interop.md](interop.md)), and of checkpoints of
+GPT-Neo, ConnorJL/GPT2 and nanoGPT.
 """
 
 

@@ -133,7 +133,8 @@ def make_parser() -> Parser:
                            "file says, and compare them; needs no --model. See docs/sweeps.md")
     jobs.add_argument("--import_from", metavar="PATH",
                       help="make a run in --model_path of Hugging Face's GPT-2, GPT-Neo, GPT-J or "
-                           "GPT-NeoX, or of a CLIP text tower (OpenAI's .pt, a Hugging Face or "
+                           "GPT-NeoX, of a checkpoint of GPT-Neo, nanoGPT, OpenAI's or ConnorJL's "
+                           "GPT-2, or of a CLIP text tower (OpenAI's .pt, a Hugging Face or "
                            "OpenCLIP file), or of a directory with one; needs no --model")
 
     group = parser.add_argument_group("layouts")

@@ -54,7 +54,7 @@ class ModelKeys(Keys):
         "GPT", description="Kind of model: a language model; CLIP, trained on pictures; a student "
                            "of its text tower; a language model that such a student supervises. "
                            "Sizes are those of the language model, text tower or student.")
-    n_layer: int = Field(ge=1, description="Number of transformer blocks.")
+    n_layer: int = Field(ge=1, le=values.MOST_LAYERS, description="Number of transformer blocks.")
     n_head: int = Field(ge=1, description="Attention heads of a block; has to divide n_embd.")
     n_embd: int = Field(ge=1, description="Width of the residual stream.")
     n_ctx: int = Field(ge=1, description="Tokens that the model sees at once.")

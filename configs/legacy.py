@@ -32,6 +32,7 @@ VALUES: dict[tuple[str, Any], Any] = {
     ("input_fn", "generic_text"): "datasets",
     ("lr_decay", None): "constant",
     ("weight_decay", None): 0.0,
+    ("ada_epsilon1", "1e-30"): 1e-30,  # beside GPT-Neo's published weights
     ("z_loss", None): 0.0,
     ("entmax_sampling", None): False,
     ("precision", None): "float32",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from configs.dataset import DatasetConfig
 from configs.messages import did_you_mean, shown
 
+MOST_LAYERS = 1000
 ATTENTION_TYPES = ("global", "local", "linear", "none")
 LAMBADA = "lambada"
 # Visual-knowledge probes among eval_tasks, "coda:PATH" and so on.
@@ -48,9 +49,11 @@ def _repeated(item: Any) -> list:
     if isinstance(item, list | tuple) and len(item) == 2:
         kinds, times = item
         kinds = [kinds] if isinstance(kinds, str) else kinds
-        if isinstance(kinds, list | tuple) and type(times) is int and times >= 0:
+        if (isinstance(kinds, list | tuple) and type(times) is int
+                and 0 <= times * len(kinds) <= MOST_LAYERS):
             return list(kinds) * times
-    raise ValueError(f"{shown(item)} is no [[kinds], times]; write e.g. [[[\"global\"], 12]]")
+    raise ValueError(f"{shown(item)} is no [[kinds], times] of up to {MOST_LAYERS} layers; "
+                     "write e.g. [[[\"global\"], 12]]")
 
 
 def attention_runs(layers: tuple[str, ...] | None) -> list | None:

@@ -30,15 +30,13 @@ def rules(queries=None):
         *norm("norm_f", "ln_f")]
 
 
-def read(theirs):
-    """(our config's keys, the table of variables) of a config.
-
-    Args:
-      theirs: a settings.Settings.
+def read(source):
+    """(our config's keys, the table of variables) of a sources.Source.
 
     Raises:
       UserError: it is a kind of GPT-2 that our model is not.
     """
+    theirs = source.settings
     if theirs.flag("add_cross_attention", False):
         raise theirs.error("add_cross_attention", "models that attend to others are not taken")
     if not theirs.flag("tie_word_embeddings", True):

@@ -31,17 +31,15 @@ def rules(queries):
         *norm("norm_f", "ln_f")]
 
 
-def read(theirs):
-    """(our config's keys, the table of variables) of a config.
+def read(source):
+    """(our config's keys, the table of variables) of a sources.Source.
 
     GPT-Neo does not divide its scores by √(size of a head), so the queries make up for it.
-
-    Args:
-      theirs: a settings.Settings.
 
     Raises:
       UserError: a value cannot be used.
     """
+    theirs = source.settings
     width, heads = theirs.whole("hidden_size", 2048), theirs.whole("num_heads", 16)
     layers = theirs.whole("num_layers", 24)
     keys = dict(

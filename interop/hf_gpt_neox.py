@@ -20,7 +20,7 @@ def rules(tied=False, biased=True):
       tied: whether the head is the token table.
       biased: whether attention's dense layers have biases.
     """
-    bias = "bias" if biased else None
+    bias = ".bias" if biased else None
     heads = [] if tied else dense("head", "embed_out", "vocab embd -> embd vocab", bias=None)
     return [
         Rule("wte", "embed_in.weight", "vocab embd -> vocab embd"),
@@ -37,15 +37,13 @@ def rules(tied=False, biased=True):
         *heads]
 
 
-def read(theirs):
-    """(our config's keys, the table of variables) of a config.
-
-    Args:
-      theirs: a settings.Settings.
+def read(source):
+    """(our config's keys, the table of variables) of a sources.Source.
 
     Raises:
       UserError: a value cannot be used.
     """
+    theirs = source.settings
     width, heads = theirs.whole("hidden_size", 6144), theirs.whole("num_attention_heads", 64)
     tied = theirs.flag("tie_word_embeddings", False)
     parallel = theirs.flag("use_parallel_residual", True)

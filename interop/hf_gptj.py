@@ -28,15 +28,13 @@ def rules(tied=False):
         Rule("head/bias", "lm_head.bias", "vocab -> vocab")]
 
 
-def read(theirs):
-    """(our config's keys, the table of variables) of a config.
-
-    Args:
-      theirs: a settings.Settings.
+def read(source):
+    """(our config's keys, the table of variables) of a sources.Source.
 
     Raises:
       UserError: a value cannot be used.
     """
+    theirs = source.settings
     rotary = theirs.whole("rotary_dim", None)
     if rotary is None:
         raise theirs.error("rotary_dim", "how many features of a head rotate has to be given")

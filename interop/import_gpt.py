@@ -60,7 +60,10 @@ def start(path, model_path):
 def _read(source, model_path):
     """What runs.write takes, and the encoders.Encoder or None."""
     family, settings = source.family, source.settings
-    keys, rules = family.read(settings)
+    keys, rules = family.read(source)
+    if keys["n_layer"] > len(source.tensors):
+        raise UserError(f"{source.path}: holds {len(source.tensors)} tensors, and {settings.path} "
+                        f"describes a model of {keys['n_layer']} layers")
     config = _config(source, keys, model_path)
     checked = weight_files.Checked(
         source.path, {family.short(name): tensor for name, tensor in source.tensors.items()},

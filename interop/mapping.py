@@ -59,7 +59,7 @@ def sizes(config):
             "hidden": config.intermediate, "vocab": config.n_vocab, "positions": config.n_ctx}
 
 
-def dense(ours, theirs, pattern, weight="weight", bias="bias", queries=None):
+def dense(ours, theirs, pattern, weight=".weight", bias=".bias", queries=None):
     """Rules of a dense layer: `pattern` is the kernel's, and the bias has its outputs.
 
     Args:
@@ -68,8 +68,8 @@ def dense(ours, theirs, pattern, weight="weight", bias="bias", queries=None):
       weight, bias: the endings of the other system's names; bias is None where there is none.
     """
     def named(ending):
-        return (f"{theirs}.{ending}" if isinstance(theirs, str)
-                else tuple(f"{name}.{ending}" for name in theirs))
+        return (f"{theirs}{ending}" if isinstance(theirs, str)
+                else tuple(f"{name}{ending}" for name in theirs))
 
     inputs = _inputs(ours)
     right = [name for name in pattern.partition("->")[2].split() if name not in inputs]
@@ -86,10 +86,10 @@ def _inputs(ours):
     return {"attn/out": {"heads", "features"}, "mlp/out": {"hidden"}}.get(part, {"embd"})
 
 
-def norm(ours, theirs, gain="weight", bias="bias"):
-    """Rules of a layer norm."""
-    return [Rule(f"{ours}/gain", f"{theirs}.{gain}", "embd -> embd"),
-            Rule(f"{ours}/bias", f"{theirs}.{bias}", "embd -> embd")]
+def norm(ours, theirs, gain=".weight", bias=".bias"):
+    """Rules of a layer norm; bias is None where there is none."""
+    return [Rule(f"{ours}/gain", f"{theirs}{gain}", "embd -> embd"),
+            Rule(f"{ours}/bias", () if bias is None else f"{theirs}{bias}", "embd -> embd")]
 
 
 def names(rules, config):

@@ -54,12 +54,14 @@ class TensorFile:
     Attributes:
       tensors: {name: Stored}.
       kind: "torchscript", "torch" or "safetensors".
-      nested: whether they were under a key "state_dict", as training scripts save them.
+      nested: whether they were under a key "state_dict" or "model", as training scripts save them.
+      beside: what else a training script has saved, by its key.
     """
 
     tensors: dict
     kind: str
     nested: bool = False
+    beside: dict = dataclasses.field(default_factory=dict)
 
 
 def read(path):
@@ -112,13 +114,13 @@ def _read_torch(path):
     tree = _unpickle(path, members)
     if isinstance(tree, _Module):
         return TensorFile(dict(_flatten(tree)), "torchscript")
-    nested = isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict)
-    if nested:
-        tree = tree["state_dict"]
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds no state dict but a {type(tree).__name__}")
+    nested = next((k for k in ("state_dict", "model") if isinstance(tree.get(k), dict)), None)
+    beside = {k: v for k, v in tree.items() if k != nested} if nested else {}
+    tree = tree[nested] if nested else tree
     tensors = {str(name): value for name, value in tree.items() if isinstance(value, Stored)}
-    return TensorFile(tensors, "torch", nested)
+    return TensorFile(tensors, "torch", bool(nested), beside)
 
 
 class _Members:

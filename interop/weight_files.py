@@ -99,5 +99,6 @@ class Checked:
           UserError: names the first of them; `what` has no such tensor.
         """
         if self._left:
-            raise UserError(f"{self._path}: {sorted(self._left)[0]}: {what} has no such tensor; "
-                            "this is another architecture")
+            name = repr(min(self._left))[1:-1]  # one line, whatever is in it
+            raise UserError(f"{self._path}: {name}: {what} has no such tensor; this is another "
+                            "architecture")
