@@ -5,6 +5,7 @@ import logging
 import os
 
 import pydantic
+from tqdm import tqdm
 
 import encoders
 from configs.errors import UserError
@@ -68,7 +69,9 @@ def _read(source, model_path):
     checked = weight_files.Checked(
         source.path, {family.short(name): tensor for name, tensor in source.tensors.items()},
         family.IGNORED)
-    weights = dict(mapping.to_ours(rules, config, checked.take))
+    weights = dict(tqdm(mapping.to_ours(rules, config, checked.take), desc="reading",
+                        total=len(list(mapping.names(rules, config))), unit="tensor",
+                        disable=None, leave=False))
     checked.end(f"a model that {settings.path} describes")
     facts, copies, encoder = _encoder(source, config)
     record = checkpoints.RunRecord(config.architecture(), facts, legs=[])

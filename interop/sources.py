@@ -64,13 +64,16 @@ def find(path):
         with ckpt.pt.
 
     Raises:
-      UserError: there is one, and it cannot be read.
+      UserError: there is one, and it cannot be read or is of a kind that cannot be imported.
     """
     folder = path if tf.io.gfile.isdir(path) else os.path.dirname(path)
     config_path = os.path.join(folder, "config.json")
     config = tensor_files.read_json(config_path)
     kind = config.get("model_type")
-    if isinstance(kind, str) and kind in _HUGGING_FACE:
+    if isinstance(kind, str) and not kind.startswith("clip"):
+        if kind not in _HUGGING_FACE:
+            raise UserError(f"{config_path}: model_type {kind!r} cannot be imported; of language "
+                            f"models, {', '.join(_HUGGING_FACE)} can")
         weights = weight_files.find(path)
         return Source(_HUGGING_FACE[kind], Settings(config_path, config), weights,
                       weight_files.read(weights).tensors)

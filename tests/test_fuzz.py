@@ -21,7 +21,7 @@ from configs import reading, schema
 from configs.dataset import DatasetConfig, Manifest
 from configs.errors import UserError
 from encoders import files
-from interop import tensor_files
+from interop import tensor_files, tf_checkpoints
 from records.shard import scan, walk
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
@@ -214,6 +214,19 @@ def test_weights(tmp_path, edits, data, fresh):
     path.write_bytes(data if fresh else damaged(good, edits))
     found = value_or_refusal(tensor_files.read, str(path))
     for stored in found.tensors.values() if found else ():
+        value_or_refusal(stored.read)
+
+
+@fuzz(max_examples=60)
+@given(edits=EDITS, ending=st.sampled_from(["index", "data-00000-of-00001"]))
+def test_checkpoints(tmp_path, edits, ending):
+    path, file = str(tmp_path / "m"), tmp_path / f"m.{ending}"
+    with tf.Graph().as_default(), tf.Session() as session:
+        session.run([tf.get_variable(name, initializer=tf.range(7.0)).initializer
+                     for name in ("a", "b")])
+        tf.train.Saver().save(session, path, write_meta_graph=False)
+    file.write_bytes(damaged(file.read_bytes(), edits))
+    for stored in (value_or_refusal(tf_checkpoints.read, path) or {}).values():
         value_or_refusal(stored.read)
 
 

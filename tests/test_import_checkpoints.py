@@ -350,3 +350,12 @@ def test_a_torch_file_of_something_else_is_no_model(tmp_path, capsys):
     source.mkdir()
     torch.save({"model": {"a": torch.ones(2)}}, source / "ckpt.pt")
     refused(do_import(capsys, source / "ckpt.pt", tmp_path / "run"), tmp_path, "no CLIP text tower")
+
+
+def test_a_source_with_a_scheme(tmp_path, capsys):
+    module, source = write_neo(tmp_path), "ram://import_checkpoints/neo"
+    for name in tf.io.gfile.listdir(str(tmp_path)):
+        tf.io.gfile.copy(f"{tmp_path}/{name}", f"{source}/{name}", overwrite=True)
+    result = do_import(capsys, source, tmp_path / "run")
+    assert result.status == 0, result.stderr
+    logits_equal(tmp_path / "run", module)

@@ -126,7 +126,8 @@ def test_pythia_as_it_is_published(tmp_path, capsys):
     (neox, {"attention_bias": False}, "attention.dense.bias: a model that"),
     (gptj, {"rotary_dim": None}, "rotary_dim: None"),
     (gptj, {"rotary_dim": 10}, "rotary_dims: 10 is more than the size of a head"),
-    (gptj, {"n_layer": 3}, "h.2.ln_1.weight is missing")])
+    (gptj, {"n_layer": 3}, "h.2.ln_1.weight is missing"),
+    (gptj, {"model_type": "bert"}, "model_type 'bert' cannot be imported; of language models, gp")])
 def test_a_config_that_does_not_fit_is_one_line(tmp_path, capsys, make, changes, words):
     source = tmp_path / "source"
     make().save_pretrained(source)
