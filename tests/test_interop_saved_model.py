@@ -67,9 +67,9 @@ def test_equals_predictions_and_scores(tmp_path, changes, mesh):
         expected = [list(sample.tokens) for sample in model.generate(PROMPTS, 1, 8, **settings)]
         assert [[t for t in row if t != 256] for row in tokens] == expected
     assert found["generate"][0] != found["generate"][1]
-    scores = scorer.Scorer(config, 257, [test_predictor.N_CTX])
-    scores.reload()
     rows = [items.Row(prompt, len(prompt) - 1) for prompt in PROMPTS if len(prompt) > 1]
+    scores = scorer.Scorer(config, 257, [scorer.size_of(config, rows)])
+    scores.reload()
     sums = [sum(row) for row, prompt in zip(found["score"], PROMPTS, strict=True)
             if len(prompt) > 1]
     np.testing.assert_allclose(sums, scores.score(rows)[0], atol=1e-4)

@@ -100,7 +100,8 @@ def test_rows_equal_transformers(gpt2, mesh_shape, layout):
         rows.append(items.Row(ids, count))
         values, likeliest = log_likelihoods(ids)
         expected.append((values[-count:].sum(), (likeliest[-count:] == ids[-count:]).all()))
-    model = scorer.Scorer(config, 61, [N_CTX // 4, N_CTX])
+    model = scorer.Scorer(config, 61, [scorer.Size(N_CTX // 4, N_CTX // 4),
+                                       scorer.Size(N_CTX, N_CTX)])
     model.reload()
     sums, likeliest = model.score(rows)
     short = [i for i, row in enumerate(rows) if len(row.ids) <= N_CTX // 4 + 1]
@@ -109,6 +110,34 @@ def test_rows_equal_transformers(gpt2, mesh_shape, layout):
     np.testing.assert_allclose(sums, [s for s, _ in expected], atol=1e-4)
     assert likeliest.tolist() == [bool(right) for _, right in expected]
     assert 9 <= likeliest.sum() < 27
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout"), MESHES)
+def test_rows_of_one_beginning_equal_transformers(gpt2, mesh_shape, layout):
+    """Few ids of a row are asked for: rows that differ in the last id alone are read once."""
+    directory, log_likelihoods = gpt2
+    config = make_config(directory, mesh_shape=mesh_shape, layout=layout, eval_batch_size=2)
+    random = np.random.RandomState(1)
+    rows, expected = [], []
+    for length in (N_CTX, N_CTX // 2 + 2, N_CTX, 7, 7):
+        ids = random.randint(0, 61, length).tolist()
+        values, likeliest = log_likelihoods([*ids, 0])
+        for last in (int(likeliest[-1]), *random.permutation(61)[:2].tolist()):
+            values = log_likelihoods([*ids, last])[0]
+            rows.append(items.Row([*ids, last], 1))
+            expected.append((values[-1], last == likeliest[-1]))
+        rows.append(items.Row([*ids, 5], 2))
+        expected.append((log_likelihoods([*ids, 5])[0][-2:].sum(),
+                         (likeliest[-2:] == [ids[-1], 5]).all()))
+    size = scorer.size_of(config, rows)
+    assert size == (N_CTX, 5)
+    assert len(scorer._read(rows, size)) == 5
+    for few in (size, scorer.Size(N_CTX, 2)):  # the latter has to read them several times
+        model = scorer.Scorer(config, 61, [few])
+        model.reload()
+        sums, right = model.score(rows)
+        np.testing.assert_allclose(sums, [s for s, _ in expected], atol=1e-4)
+        assert right.tolist() == [bool(r) for _, r in expected]
 
 
 @pytest.mark.parametrize(("mesh_shape", "layout", "begins"), [

@@ -95,7 +95,7 @@ def test_scores_of_texts_drop_no_token(shown):
 
     def scores(**params):
         run = config.replace(moe_params={"num_experts": 4, "min_expert_capacity": 1, **params})
-        model = scorer.Scorer(run, 257, [run.n_ctx])
+        model = scorer.Scorer(run, 257, [scorer.Size(run.n_ctx, run.n_ctx)])
         model.reload()
         return model.score(rows)[0]
 

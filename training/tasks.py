@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from configs.values import probe_of, task_name
-from training import checkpoints, items, lambada, language_models, probes, scorer
+from training import checkpoints, items, lambada, probes, scorer
 
 
 class Tasks:
@@ -42,9 +42,8 @@ class Tasks:
           parts "told", "untold" and "about" hold the scores of some of them.
         """
         if self._scorer is None:
-            longest = [max(len(row.ids) - 1 for row in file.rows) for file in self._files.values()]
             self._scorer = scorer.Scorer(self._config, self._n_valid, [
-                language_models.row_length(self._config, tokens) for tokens in longest])
+                scorer.size_of(self._config, file.rows) for file in self._files.values()])
         self._scorer.reload()
         return {name: file.scores(*self._scorer.score(file.rows))
                 for name, file in self._files.items()}
