@@ -62,7 +62,7 @@ def parse_args(argv=None):
                    help="amounts of training texts (%(default)s)")
     p.add_argument("--rows", nargs="+", default=DEMO_ROWS, choices=sorted(ROWS), metavar="ROW",
                    help=f"rows of the table: {', '.join(ROWS)}")
-    p.add_argument("--steps", type=int, nargs="+", default=[300], metavar="N",
+    p.add_argument("--steps", type=int, nargs="+", default=[250], metavar="N",
                    help="of a language model: one number, or one for each of --texts "
                         "(%(default)s)")
     p.add_argument("--evaluations", type=int, default=1,
