@@ -75,7 +75,7 @@ def test_every_row_asks_for_what_main_takes(tmp_path):
         _, config, changes = experiment._language_model(row, "2x64", 600, seed=2)
         values = [change for change in changes if not change.startswith("datasets=")]
         found = schema.load(config, values)
-        assert found.seed == 2 and found.n_layer == 2 and found.train_steps == 300
+        assert found.seed == 2 and found.n_layer == 2 and found.train_steps == 250
         assert len(found.eval_tasks) == 3
         assert found.model == ("GPT" if row in ("gpt", "gpt_bytes") else "gpt_c")
         if found.model == "gpt_c":
