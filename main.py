@@ -91,18 +91,19 @@ def predict(config, args, tpu=None):
 
 def import_model(args):
     """Makes a run of what --import_from names: a language model, or else a CLIP text tower."""
-    from interop import import_clip, import_gpt, sources
+    from interop import hub, import_clip, import_gpt, sources
 
-    source = sources.find(args.import_from)
+    path = hub.local(args.import_from)
+    source = sources.find(path)
     take = import_gpt.import_gpt if source else import_clip.import_clip
-    take(source or args.import_from, args.model_path, new=args.new, yes=args.yes)
+    take(source or path, args.model_path, new=args.new, yes=args.yes)
 
 
 def start_from(source, directory):
     """The training.starting.Start of an `init_from` that is no run."""
-    from interop import import_gpt
+    from interop import hub, import_gpt
 
-    return import_gpt.start(source, directory)
+    return import_gpt.start(hub.local(source), directory)
 
 
 def lay_out(config, args):

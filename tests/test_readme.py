@@ -110,7 +110,7 @@ def test_paths_and_links_in_a_page_exist(page):
     text = re.sub(r"(?ms)^```console\n.*?^```$", "", text)  # commands of others
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text):
         scripts = ("create_tfrecords", "train_tokenizer", "scenes", "encode_captions",
-                   "openwebtext")
+                   "openwebtext", "download")
         known = "".join(map(read, ["configs/flags.py", "configs/convert.py",
                                    *(f"datasets/{name}.py" for name in scripts)]))
         assert flag in known or flag in ("--logdir", "--no-deps"), f"{page}: {flag}"
