@@ -31,13 +31,14 @@ def import_gpt(source, model_path, new=False, yes=False):
     """
     *run, _ = _read(source, model_path)
     config, record, weights, _ = run
+    parameters = sum(values.size for values in weights.values())
     runs.make_room(model_path, new, yes)
     runs.write(*run)
     logging.info("%s: written; --model %s/config.json takes it", model_path, model_path)
     print(json.dumps(dict(
-        model_path=model_path, parameters=sum(values.size for values in weights.values()),
-        n_layer=config.n_layer, n_embd=config.n_embd, n_head=config.n_head, n_ctx=config.n_ctx,
-        n_vocab=config.n_vocab, encoder=record.encoder["spec"])), flush=True)
+        model_path=model_path, parameters=parameters, n_layer=config.n_layer, n_embd=config.n_embd,
+        n_head=config.n_head, n_ctx=config.n_ctx, n_vocab=config.n_vocab,
+        encoder=record.encoder["spec"])), flush=True)
 
 
 def start(path, model_path):
@@ -73,6 +74,7 @@ def _read(source, model_path):
                         total=len(list(mapping.names(rules, config))), unit="tensor",
                         disable=None, leave=False))
     checked.end(f"a model that {settings.path} describes")
+    source.tensors.clear()  # they hold what was read of the file
     facts, copies, encoder = _encoder(source, config)
     record = checkpoints.RunRecord(config.architecture(), facts, legs=[])
     return config, record, weights, copies, encoder

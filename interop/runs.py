@@ -26,7 +26,7 @@ def write(config, record, weights, copies=()):
     Args:
       config: the run's config.
       record: its checkpoints.RunRecord.
-      weights: {variable's name: float32 numpy array}.
+      weights: {variable's name: float32 numpy array}, which is empty afterwards.
       copies: [(a file, its copy in the run's directory)].
 
     Raises:
@@ -46,7 +46,8 @@ def _write(config, record, weights, copies):
         tf.io.gfile.copy(original, copy, overwrite=True)
     checkpoints.write_text(os.path.join(config.model_path, "config.json"), config.to_json())
     with tf.Graph().as_default(), tf.Session() as session:
-        for name, values in weights.items():
+        for name in list(weights):
+            values = weights.pop(name)  # each is in memory once
             assign = tf.get_variable(name, values.shape, tf.float32,
                                      tf.zeros_initializer()).initializer
             # Fed in place of the zeros, since a graph holds no more than 2 GiB.

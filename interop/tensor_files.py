@@ -82,7 +82,8 @@ def read(path):
             raise UserError(f"{path}: written by PyTorch before 1.6; load it there and save it "
                             "again with torch.save")
         with tf.io.gfile.GFile(path, "rb") as file:
-            return _read_safetensors(path, file.read())
+            # At once, gfile would hold all of it twice.
+            return _read_safetensors(path, b"".join(iter(lambda: file.read(1 << 26), b"")))
     except (tf.errors.OpError, OSError) as error:
         reason = "no such file" if isinstance(error, tf.errors.NotFoundError) else (
             str(getattr(error, "message", error)).splitlines() or ["unreadable"])[0]
