@@ -26,7 +26,8 @@ config is read as it is, TFRecords too.
 A config with the key `predict_steps`, which GPT-Neo cannot do without and nothing else has, gets
 GPT-Neo's defaults for absent keys where ours differ. Shards of whole documents that end without an
 end of text need `"separator": 50256` in their dataset's JSON ([data.md](data.md)).
-`configs/convert.py` writes the same config with today's keys.
+`configs/convert.py` writes the same config with today's keys. Its checkpoints become runs by
+`--import_from` ([interop.md](interop.md)).
 """
 
 CONNORJL = """\
@@ -41,6 +42,7 @@ n_embd / 64 stand for absent keys; and, as in its code, the rate falls to zero a
 and gradients are not clipped. Shards are openwebtext-newspaper_N.tfrecords, long documents (512
 tokens and more) openwebtext-newspaper-long_N.tfrecords; the numbers {numbers} are
 for evaluation, those that are there. Documents are joined with the end of text between them.
+Its checkpoints become runs by `--import_from` ([interop.md](interop.md)).
 """
 
 NANO = """\
@@ -49,7 +51,8 @@ NANO = """\
 Start with `python main.py --model shakespeare_char` ([shakespeare.md](shakespeare.md)), the recipe
 of its train_shakespeare_char.py; a config is a JSON or YAML file in place of a Python one, and
 `--set lr=1e-3` is `--learning_rate=1e-3`. Data are made by `datasets/create_tfrecords.py` rather
-than prepare.py; windows come once an epoch rather than at random places.
+than prepare.py; windows come once an epoch rather than at random places. `--import_from` makes a
+run of its `ckpt.pt` ([interop.md](interop.md)).
 """
 
 JAX = """\
@@ -65,8 +68,7 @@ HUGGING_FACE = """\
 
 Copy `configs/gpt_125M.json`, set sizes as in the table, and encode text with your own
 `tokenizer.json` (`datasets/create_tfrecords.py` with `--encoder tokenizer.json`). `--import_from`
-makes runs of GPT-2, GPT-Neo, GPT-J and GPT-NeoX ([interop.md](interop.md)), and of checkpoints of
-GPT-Neo, ConnorJL/GPT2 and nanoGPT.
+makes runs of GPT-2, GPT-Neo, GPT-J and GPT-NeoX ([interop.md](interop.md)).
 """
 
 

@@ -67,9 +67,11 @@ def _read(source, model_path):
         raise UserError(f"{source.path}: holds {len(source.tensors)} tensors, and {settings.path} "
                         f"describes a model of {keys['n_layer']} layers")
     config = _config(source, keys, model_path)
-    checked = weight_files.Checked(
-        source.path, {family.short(name): tensor for name, tensor in source.tensors.items()},
-        family.IGNORED)
+    tensors = {family.short(name): tensor for name, tensor in source.tensors.items()}
+    if len(tensors) < len(source.tensors):
+        raise UserError(f"{source.path}: holds the same tensor under two names, with a prefix and "
+                        "without; delete one")
+    checked = weight_files.Checked(source.path, tensors, family.IGNORED)
     weights = dict(tqdm(mapping.to_ours(rules, config, checked.take), desc="reading",
                         total=len(list(mapping.names(rules, config))), unit="tensor",
                         disable=None, leave=False))

@@ -168,6 +168,8 @@ def break_it(source, how):
         tensors[name] = tensors[name][:, :-1].contiguous()
     elif how == "extra":
         tensors["transformer.h.2.ln_1.weight"] = torch.ones(21)
+    elif how == "twice":
+        tensors[name.removeprefix("transformer.")] = tensors[name].clone()
     elif how == "nan":
         tensors[name][0, 0] = float("nan")
     elif how == "heads":
@@ -181,13 +183,14 @@ def break_it(source, how):
     if how == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
     return {"missing": "h.1.mlp.c_fc.weight is missing", "extra": "h.2.ln_1.weight",
-            "shape": "shape (21, 83) instead of (21, 84)", "nan": "not finite",
+            "twice": "the same tensor under two names", "nan": "not finite",
+            "shape": "shape (21, 83) instead of (21, 84)",
             "heads": "n_head: 4 does not divide n_embd = 21", "activation": "activation_function",
             "layers": "n_layer: -1", "truncated": "damaged"}[how]
 
 
-@pytest.mark.parametrize("how", ["missing", "shape", "extra", "nan", "heads", "activation",
-                                 "layers", "truncated"])
+@pytest.mark.parametrize("how", ["missing", "shape", "extra", "twice", "nan", "heads",
+                                 "activation", "layers", "truncated"])
 def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, capsys, how):
     gpt2().save_pretrained(tmp_path / "source")
     words = break_it(tmp_path / "source", how)
