@@ -99,6 +99,18 @@ def import_model(args):
     take(source or path, args.model_path, new=args.new, yes=args.yes)
 
 
+def export(config, kind="saved_model", directory=None):
+    """Writes the run for use elsewhere, and prints where."""
+    if kind == "hf":
+        from interop import export_hf as module
+    else:
+        from interop import saved_model as module
+    name = {"saved_model": "export", "hf": "export_hf"}[kind]
+    directory = directory or os.path.join(config.model_path, name)
+    module.export(config, directory)
+    print(directory, flush=True)
+
+
 def start_from(source, directory):
     """The training.starting.Start of an `init_from` that is no run."""
     from interop import hub, import_gpt
@@ -160,11 +172,7 @@ def run_job(args):
 
         dry_run.run(config)
     elif args.job == "export":
-        from interop import saved_model
-
-        directory = args.export[1:] or [os.path.join(config.model_path, "export")]
-        saved_model.export(config, directory[0])
-        print(directory[0], flush=True)
+        export(config, *args.export)
     elif "layout" in args.job:
         lay_out(config, args)
     elif args.job == "preflight":

@@ -115,8 +115,9 @@ def make_parser() -> Parser:
                       help="show what training would be, and write nothing: parameters, memory, "
                            "tokens a step, steps an epoch, and the time by a few measured steps")
     jobs.add_argument("--export", nargs="*", metavar=("FORMAT", "DIR"),
-                      help="write a checkpoint for use elsewhere; the format is "
-                           "saved_model: TensorFlow's, into MODEL_PATH/export or DIR. See "
+                      help="write a checkpoint for use elsewhere, into DIR; the format is "
+                           "saved_model: TensorFlow's (MODEL_PATH/export), or hf: what Hugging "
+                           "Face's transformers loads (MODEL_PATH/export_hf). See "
                            "docs/interop.md")
     jobs.add_argument("--preflight", metavar="SLICE",
                       help="compile the training step for a TPU slice (v3-8, v4-32, ...) without "
@@ -229,8 +230,8 @@ def _misplaced(job, jobs):
 def _check_values(parser, args):
     """Refuses values that no type of argparse tells, and flags that need or exclude others."""
     if args.export is not None and (len(args.export) > 2
-                                    or args.export[:1] not in ([], ["saved_model"])):
-        parser.error("argument --export: takes saved_model and a directory, or nothing")
+                                    or args.export[:1] not in ([], ["saved_model"], ["hf"])):
+        parser.error("argument --export: takes saved_model or hf and a directory, or nothing")
     if "" in args.stop:
         parser.error("argument --stop: must not be empty")
     if args.interactive and "-" in args.prompt:

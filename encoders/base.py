@@ -3,9 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class Encoder:
@@ -44,6 +47,13 @@ class Encoder:
 
         Raises:
             UserError: an id is outside the vocabulary.
+        """
+        raise NotImplementedError
+
+    def to_tokenizers(self) -> "Tokenizer":
+        """The encoder as Hugging Face's library has it, which a tokenizer.json holds.
+
+        Its ids are the same, but for a text that spells a special token, which is that token there.
         """
         raise NotImplementedError
 

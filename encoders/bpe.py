@@ -8,9 +8,13 @@ sending whole texts through the library, which builds offsets and an object per 
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from configs.errors import UserError
 from encoders.base import Encoder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # A word's entry takes some 250 bytes, so the dictionary stays under about 64 MB.
 MAX_WORDS = 1 << 18
@@ -99,6 +103,25 @@ def token_bytes(vocab: dict[str, int], n_vocab: int, *, end_of_word: str = "",
         else:  # a special token: shown as it is written
             table[number] = symbol.encode("utf-8")
     return table
+
+
+def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], eos: str,
+               words: bool = True) -> "Tokenizer":
+    """A byte-level BPE as Hugging Face's library has it.
+
+    Args:
+        vocab: symbol → id.
+        merges: pairs of symbols, best first.
+        eos: the end-of-text token.
+        words: whether GPT-2's pattern cuts text into words.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(eos, special=True, normalized=False)])
+    return tokenizer
 
 
 class WordEncoder(Encoder):

@@ -1,8 +1,14 @@
 """UTF-8 bytes as ids 0 … 255, end of text 256. Lossless; needs no file."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from encoders import bpe
 from encoders.base import Encoder, digest, join_surrogates
+from encoders.specials import EOS_NAMES
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class ByteEncoder(Encoder):
@@ -26,6 +32,10 @@ class ByteEncoder(Encoder):
         except ValueError:
             raise self._unknown_id(ids) from None
         return data.decode("utf-8", "replace")
+
+    def to_tokenizers(self) -> "Tokenizer":
+        vocab = {symbol: byte for byte, symbol in enumerate(bpe.byte_symbols())}
+        return bpe.byte_level({**vocab, EOS_NAMES[0]: self.eos_id}, [], EOS_NAMES[0], words=False)
 
 
 def load(argument: str) -> ByteEncoder:

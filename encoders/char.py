@@ -59,14 +59,27 @@ class CharEncoder(Encoder):
             raise self._unknown_id(ids) from None
 
 
+    def to_tokenizers(self) -> "Tokenizer":
+        return _tokenizer({**self._ids, EOS: self.eos_id})
+
+
+def _tokenizer(vocab: dict[str, int]) -> "Tokenizer":
+    """A vocabulary of characters and the end of text as Hugging Face's library has it."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))  # absent: unknown is an error
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
+    return tokenizer
+
+
 def train(texts: Iterable[str]) -> "Tokenizer":
     """A `tokenizers.Tokenizer` of all characters that occur in the texts.
 
     Raises:
         UserError: the texts are empty.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
     chars: set[str] = set()
     for text in texts:
         chars.update(text)
@@ -74,12 +87,7 @@ def train(texts: Iterable[str]) -> "Tokenizer":
         chars = set(join_surrogates("".join(sorted(chars))))
     if not chars:
         raise UserError("there is no text to take characters from")
-    vocab = {symbol: number for number, symbol in enumerate([*sorted(chars), EOS])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))  # absent: unknown is an error
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
-    return tokenizer
+    return _tokenizer({symbol: number for number, symbol in enumerate([*sorted(chars), EOS])})
 
 
 def is_char(parsed: dict) -> bool:

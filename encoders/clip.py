@@ -15,10 +15,14 @@ Source: Radford et al., Learning Transferable Visual Models From Natural Languag
 import functools
 import html
 import re
+from typing import TYPE_CHECKING
 
 from configs.errors import UserError
 from encoders import bpe, files
 from encoders.base import digest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 N_VOCAB = 49408
 N_MERGES = N_VOCAB - 2 * 256 - 2  # a symbol for each byte, inside and at the end of a word; 2 ends
@@ -75,6 +79,7 @@ class ClipEncoder(bpe.WordEncoder):
         ordered = symbols + [symbol + "</w>" for symbol in symbols]
         ordered += [first + second for first, second in merges] + [START, END]
         vocab = {symbol: number for number, symbol in enumerate(ordered)}
+        self._files = vocab, merges
         words = bpe.Words(vocab, merges, end_of_word="</w>", source=source,
                           fixed={START: (self.sot_id,), END: (self.eos_id,)})
         table = bpe.token_bytes(vocab, N_VOCAB, end_of_word="</w>", silent=(START, END))
@@ -82,6 +87,32 @@ class ClipEncoder(bpe.WordEncoder):
 
     def encode(self, text: str) -> list[int]:
         return self._ids(clean(text).lower())
+
+    def to_tokenizers(self) -> "Tokenizer":
+        """As Hugging Face's CLIPTokenizer: ftfy's mending and HTML entities are left out."""
+        from tokenizers import (
+            AddedToken,
+            Regex,
+            Tokenizer,
+            decoders,
+            models,
+            normalizers,
+            pre_tokenizers,
+        )
+
+        vocab, merges = self._files
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>"))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(rf"{_SHORT}|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+"),
+                                 "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        # The symbol of a blank.
+        tokenizer.decoder = decoders.Sequence([
+            decoders.Replace("</w>", bpe.byte_symbols()[ord(" ")]), decoders.ByteLevel()])
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)
+                                      for token in (START, END)])
+        return tokenizer
 
 
 def clean(text: str) -> str:

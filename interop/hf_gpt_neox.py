@@ -1,16 +1,27 @@
 """Hugging Face's GPT-NeoX and Pythia (transformers' GPTNeoXForCausalLM)."""
 
+import math
+
 from interop.mapping import Rule, dense, norm
+from interop.settings import activation_name
 
 # Masks and wavelengths that older files hold, and a head that is the token table once more.
 IGNORED = r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$|embed_out\.weight$"
 GPT2_VOCABS = ()
+# See hf_gpt2.
+NEEDS = {"position": "rotary", "rotary_style": "halves"}
+NO_PLACE = {"head/bias": "no_weight_tie"}
 
 
 def short(name):
     """A tensor's name as the table has it."""
     # transformers' module says lm_head, its files embed_out.
     return name.removeprefix("gpt_neox.").replace("lm_head.", "embed_out.")
+
+
+def full(name):
+    """A tensor's name in files of transformers' model: the inverse of `short`."""
+    return name if name.startswith("embed_out.") else "gpt_neox." + name
 
 
 def rules(tied=False, biased=True):
@@ -72,3 +83,36 @@ def _rotary(theirs, head_size):
         raise theirs.error("rotary_pct", f"none of a head's {head_size} features would rotate")
     return dict(rotary_dims=dims,
                 rotary_base=rope.number("rope_theta", theirs.number("rotary_emb_base", 10000.0)))
+
+
+def write(config):
+    """(transformers' config, the table of variables) of a run's config that is as NEEDS says.
+
+    A block with one norm has it twice there.
+    """
+    share = config.rotary_size / config.head_size
+    if int(config.head_size * share) < config.rotary_size:  # transformers rounds down
+        share = math.nextafter(share, 1)
+    table = rules(tied=not config.no_weight_tie)
+    if config.parallel_residual == "one_norm":
+        table = [_doubled(rule) for rule in table if not rule.ours.startswith("h{}/norm_2/")]
+    return dict(
+        architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox", hidden_size=config.n_embd,
+        num_hidden_layers=config.n_layer, num_attention_heads=config.n_head,
+        max_position_embeddings=config.n_ctx, intermediate_size=config.intermediate,
+        layer_norm_eps=config.layer_norm_epsilon, hidden_act=activation_name(config),
+        use_parallel_residual=config.parallel_residual != "none", attention_bias=True,
+        # As transformers 5 has them, and as others do.
+        rope_parameters={"rope_type": "default", "rope_theta": config.rotary_base,
+                         "partial_rotary_factor": share},
+        rotary_pct=share, rotary_emb_base=config.rotary_base,
+        hidden_dropout=config.res_dropout, attention_dropout=config.attn_dropout,
+        tie_word_embeddings=not config.no_weight_tie), table
+
+
+def _doubled(rule):
+    """The rule of a first norm as one that fills the second as well; another as it is."""
+    if not rule.ours.startswith("h{}/norm_1/"):
+        return rule
+    second = rule.theirs.replace("input_layernorm", "post_attention_layernorm")
+    return Rule(rule.ours, (rule.theirs, second), "2 embd -> embd")

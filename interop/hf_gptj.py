@@ -1,15 +1,25 @@
 """Hugging Face's GPT-J (transformers' GPTJForCausalLM)."""
 
 from interop.mapping import Rule, dense, norm
+from interop.settings import activation_name
 
 # Masks that older files hold, and a head that is the token table once more.
 IGNORED = r"h\.\d+\.attn\.(bias|masked_bias)$|lm_head\.weight$"
 GPT2_VOCABS = (50257, 50400)
+# See hf_gpt2.
+NEEDS = {"position": "rotary", "rotary_style": "interleaved", "rotary_base": 10000.0,
+         "parallel_residual": "one_norm", "no_weight_tie": True}
+NO_PLACE = {"attn/qkv/bias": "rotary_style", "attn/out/bias": "rotary_style"}
 
 
 def short(name):
     """A tensor's name as the table has it."""
     return name.removeprefix("transformer.")
+
+
+def full(name):
+    """A tensor's name in files of transformers' model: the inverse of `short`."""
+    return name if name.startswith("lm_head.") else "transformer." + name
 
 
 def rules(tied=False):
@@ -47,3 +57,15 @@ def read(source):
         parallel_residual="one_norm", no_weight_tie=True, position="rotary", rotary_dims=rotary,
         rotary_style="interleaved")
     return keys, rules(theirs.flag("tie_word_embeddings", False))
+
+
+def write(config):
+    """(transformers' config, the table of variables) of a run's config that is as NEEDS says."""
+    return dict(
+        architectures=["GPTJForCausalLM"], model_type="gptj", n_embd=config.n_embd,
+        n_layer=config.n_layer, n_head=config.n_head, n_positions=config.n_ctx,
+        n_inner=config.intermediate, rotary_dim=config.rotary_size,
+        layer_norm_epsilon=config.layer_norm_epsilon,
+        activation_function=activation_name(config), embd_pdrop=config.embed_dropout,
+        resid_pdrop=config.res_dropout, attn_pdrop=config.attn_dropout,
+        tie_word_embeddings=False), rules()

@@ -1,4 +1,4 @@
-"""Where each of our variables is in another system's files: one table a family.
+"""Where each of our variables is in another system's files: one table a family, for both ways.
 
 A table is a list of `Rule`s. Its patterns are einops': the other system's dimensions, an arrow, and
 ours. Our dimensions in them: embd, qkv, heads, features (features_per_head), hidden
@@ -47,6 +47,11 @@ class Rule:
         shape = tuple(math.prod(_size(name, sizes) for name in (inner or single).split())
                       for inner, single in groups)
         return shape if isinstance(self.theirs, str) else shape[1:]
+
+    def turned(self):
+        """The pattern from ours to theirs."""
+        theirs, ours = map(str.strip, self.pattern.split("->"))
+        return f"{ours} -> {theirs}"
 
 
 def _size(name, sizes):
@@ -124,8 +129,45 @@ def to_ours(rules, config, take):
             values = parts[0] if isinstance(rule.theirs, str) else parts
             values = einops.rearrange(values, rule.pattern, **_needed(rule, known))
         if rule.queries:
-            values = _scaled(values, rule, rule.queries(layer))
+            values = _scaled(values, rule, np.multiply, rule.queries(layer))
         yield name, np.ascontiguousarray(_padded(values, rule, config))
+
+
+def without_place(rules, config, get):
+    """Names of our variables that are not 0, and for which the other system has no place.
+
+    Args:
+      rules: a family's table.
+      config: the RunConfig of the model.
+      get: our variable's name -> its values.
+    """
+    return [name for rule, _, name in names(rules, config)
+            if not rule.theirs and np.any(get(name))]
+
+
+def to_theirs(rules, config, get):
+    """The other system's tensors, one after the other: the inverse of `to_ours`.
+
+    Args:
+      rules, config, get: see `without_place`.
+
+    Yields:
+      (the other system's name, float32 values); padded ids are left out.
+    """
+    known = sizes(config)
+    for rule, layer, name in names(rules, config):
+        if not rule.theirs:
+            continue
+        values = get(name)
+        if "vocab" in rule.dims:
+            values = np.take(values, range(config.n_vocab), rule.dims.index("vocab"))
+        if rule.queries:
+            values = _scaled(values, rule, np.divide, rule.queries(layer))
+        # Of a tensor that the other system has twice, copies are made.
+        values = einops.repeat(values, rule.turned(), **_needed(rule, known))
+        parts = [values] if isinstance(rule.theirs, str) else values
+        for their, part in zip(rule.names(layer), parts, strict=True):
+            yield their, np.ascontiguousarray(part)
 
 
 def _needed(rule, known):
@@ -134,12 +176,12 @@ def _needed(rule, known):
             if re.search(rf"\b{name}\b", rule.pattern)}
 
 
-def _scaled(values, rule, factor):
-    """The values with their queries multiplied by a factor."""
+def _scaled(values, rule, operation, factor):
+    """The values with their queries multiplied, or divided, by a factor."""
     values = np.array(values)
     index = [slice(None)] * values.ndim
     index[rule.dims.index("qkv")] = 0
-    values[tuple(index)] *= np.float32(factor)
+    values[tuple(index)] = operation(values[tuple(index)], np.float32(factor))
     return values
 
 

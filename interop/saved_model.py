@@ -8,10 +8,13 @@ import json
 import os
 
 from configs.errors import UserError
+from interop import folders
 from mesh import devices, ops
 from mesh.compat import mtf, tf
 from models import layers, sampling
 from training import checkpoints, language_models
+
+_FLAG = "--export saved_model"
 
 # Beside the graph and the weights: files that TensorFlow leaves alone.
 _FACTS = "assets.extra/model.json"
@@ -39,28 +42,19 @@ def export(config, directory):
         taken or cannot be written.
     """
     if not config.speaks or config.mlm_training:
-        raise UserError(f"--export saved_model: {config.model_path} is no language model that "
+        raise UserError(f"{_FLAG}: {config.model_path} is no language model that "
                         "speaks; give the config of a GPT or gpt_c")
     directory = directory.rstrip("/")
-    if tf.io.gfile.exists(directory):
-        raise UserError(f"--export saved_model: {directory} is there already; name another "
-                        "directory, or delete it")
+    folders.check_free(directory, _FLAG)
     checkpoint = checkpoints.require_fitting(config)
     encoder = checkpoints.encoder_of(config)
     checkpoints.check_vocabulary(config, encoder)
     config = config.replace(mesh_shape="", layout="", precision="float32", gpu_ids=[])
-    try:
-        _write(config, encoder, checkpoint, directory)
-    except tf.errors.OpError as error:
-        raise UserError(f"--export saved_model: {directory} cannot be written "
-                        f"({error.message})") from error
+    with folders.written(directory, _FLAG) as partial:
+        _write(config, encoder, checkpoint, partial)
 
 
-def _write(config, encoder, checkpoint, directory):
-    """Writes under a temporary name first: a SavedModel is there whole or not at all."""
-    partial = directory + ".partial"
-    if tf.io.gfile.exists(partial):
-        tf.io.gfile.rmtree(partial)
+def _write(config, encoder, checkpoint, partial):
     with tf.Graph().as_default() as graph, tf.Session(graph=graph) as session:
         signatures = _signatures(config, encoder)
         masters, frozen = tf.global_variables(), tf.local_variables()
@@ -78,7 +72,6 @@ def _write(config, encoder, checkpoint, directory):
              "checkpoint": checkpoint}
     tf.io.gfile.makedirs(os.path.dirname(os.path.join(partial, _FACTS)))
     checkpoints.write_text(os.path.join(partial, _FACTS), json.dumps(facts, indent=1) + "\n")
-    tf.io.gfile.rename(partial, directory)
 
 
 def _signatures(config, encoder):

@@ -8,6 +8,21 @@ _ACTIVATIONS = {"gelu_new": "gelu", "gelu_fast": "gelu", "gelu_pytorch_tanh": "g
                 "tanh": "tanh", "quick_gelu": "quick_gelu"}
 
 
+def activation_name(config):
+    """transformers' name of a run's activation.
+
+    Raises:
+      UserError: it has none.
+    """
+    ours = config.activation_function
+    for name, value in _ACTIVATIONS.items():
+        if value == {"swish": "silu"}.get(ours, ours):
+            return name
+    known = ", ".join(dict.fromkeys(_ACTIVATIONS.values()))
+    raise UserError(f"--export hf: activation_function: transformers has no {ours!r}; only {known} "
+                    "can be exported")
+
+
 class Settings:
     """A model's config.json; a wrong value is an error that names file and key.
 

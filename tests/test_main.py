@@ -53,6 +53,7 @@ def calls(monkeypatch):
     rooms = {"training.run": room("training.run", "train", "evaluate"),
              "training.predictor": room("training.predictor", "predict"),
              "interop.saved_model": room("interop.saved_model", "export"),
+             "interop.export_hf": room("interop.export_hf", "export"),
              "interop.import_clip": room("interop.import_clip", "import_clip"),
              "inputs": room("inputs", "check_dataset")}
     for name, module in rooms.items():
@@ -355,13 +356,14 @@ def test_old_ways_to_give_a_prompt(calls, tmp_path, capsys):
 def test_export_writes_where_it_is_told_or_into_the_run(calls, capsys):
     run = ["--model", "demo", "--model_path", "runs/x", "--export"]
     for given, directory in (([], "runs/x/export"), (["saved_model"], "runs/x/export"),
-                             (["saved_model", "out"], "out")):
+                             (["saved_model", "out"], "out"), (["hf"], "runs/x/export_hf"),
+                             (["hf", "out"], "out")):
         assert main.main(run + given) == 0
         job, args, _ = calls.pop()
         assert job == "export" and args[1] == directory
         assert capsys.readouterr().out == directory + "\n"
-    assert "takes saved_model and a directory" in refused(capsys, *run, "onnx")
-    assert "takes saved_model and a directory" in refused(capsys, *run, "saved_model", "a", "b")
+    for wrong in (["onnx"], ["saved_model", "a", "b"]):
+        assert "takes saved_model or hf and a directory" in refused(capsys, *run, *wrong)
 
 
 def test_a_flag_that_nothing_needs_is_noted(calls, caplog):

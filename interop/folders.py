@@ -1,0 +1,42 @@
+"""Directories that are written whole or not at all."""
+
+import contextlib
+
+from configs.errors import UserError
+from mesh.compat import tf
+
+
+def check_free(directory, flag):
+    """Refuses a directory that is there already; `flag` begins the message.
+
+    Raises:
+      UserError: it is there.
+    """
+    if tf.io.gfile.exists(directory):
+        raise UserError(f"{flag}: {directory} is there already; name another directory, or delete "
+                        "it")
+
+
+@contextlib.contextmanager
+def written(directory, flag):
+    """A context with the temporary name of a directory, which has its own name in the end.
+
+    Args:
+      directory: to write.
+      flag: begins the message.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    partial = directory + ".partial"
+    try:
+        if tf.io.gfile.exists(partial):
+            tf.io.gfile.rmtree(partial)
+        yield partial
+        tf.io.gfile.rename(partial, directory)
+    except BaseException as error:
+        with contextlib.suppress(tf.errors.OpError):
+            tf.io.gfile.rmtree(partial)
+        if isinstance(error, tf.errors.OpError):
+            raise UserError(f"{flag}: {directory} cannot be written ({error.message})") from error
+        raise
