@@ -81,7 +81,7 @@ def test_a_command_is_right(page, command):
     words = shlex.split(command.rpartition("| ")[2])
     if words[:2] == ["python", "main.py"]:
         check_main(words[2:])
-    elif words[0] == "python" and words[1].startswith(("datasets/", "configs/")):
+    elif words[0] == "python" and words[1].startswith(("datasets/", "configs/", "benchmarks/")):
         check_script(words[1], words[2:])
     elif words[:2] == ["python", "-m"]:
         assert os.path.exists(os.path.join(ROOT, words[2].replace(".", "/") + ".py"))
@@ -112,6 +112,7 @@ def test_paths_and_links_in_a_page_exist(page):
         scripts = ("create_tfrecords", "train_tokenizer", "scenes", "encode_captions",
                    "openwebtext", "download")
         known = "".join(map(read, ["configs/flags.py", "configs/convert.py",
+                                   "benchmarks/baselines.py",
                                    *(f"datasets/{name}.py" for name in scripts)]))
         assert flag in known or flag in ("--logdir", "--no-deps"), f"{page}: {flag}"
 
