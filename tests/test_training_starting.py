@@ -9,7 +9,6 @@ import clip_runs
 import jobs
 import numpy as np
 import pytest
-import test_import_gpt
 
 import inputs
 from configs import schema
@@ -184,6 +183,9 @@ GPT2 = dict(vocab_size=257, n_embd=16, n_layer=1, n_head=4, n_positions=16)
 
 def published(directory):
     """A GPT-2 of transformers' of random weights, saved: (the module, its directory)."""
+    pytest.importorskip("transformers", reason="compares with transformers")
+    import test_import_gpt
+
     module = test_import_gpt.gpt2(**GPT2)
     module.save_pretrained(directory)
     return module, str(directory)
