@@ -19,6 +19,10 @@ A run config is one flat JSON or YAML file. `--model` takes its path, or the nam
 `configs/`. `--set key=value` overrides a key (`--set lr=1e-3`; `--set datasets.0.3=0.5` reaches
 into lists and sections), and `--print_config` shows every value and where it came from. Unknown
 keys are refused. A key whose default is **required** has to be given.
+
+Each file of `configs/examples/` is a kind of run, with comments: `smallest`, `one_gpu`, `masked`,
+`experts`, `clip`, `student`, `gpt_c`, `pod`. `--model examples/smallest` takes one as it is; copy
+it for a run of your own.
 """
 
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
