@@ -50,6 +50,10 @@ class Encoder:
         """
         raise NotImplementedError
 
+    def token_bytes(self) -> list[bytes] | None:
+        """The UTF-8 of each id, where a text is that of its ids one after the other; else None."""
+        return None
+
     def to_tokenizers(self) -> "Tokenizer":
         """The encoder as Hugging Face's library has it, which a tokenizer.json holds.
 

@@ -147,6 +147,9 @@ class WordEncoder(Encoder):
         self._words.trim()
         return list(chain.from_iterable(map(self._words.__getitem__, find(text))))
 
+    def token_bytes(self) -> list[bytes]:
+        return self._bytes
+
     def decode(self, ids: Sequence[int]) -> str:
         try:
             if min(ids, default=0) >= 0:

@@ -33,6 +33,9 @@ class ByteEncoder(Encoder):
             raise self._unknown_id(ids) from None
         return data.decode("utf-8", "replace")
 
+    def token_bytes(self) -> list[bytes]:
+        return [*(bytes([byte]) for byte in range(256)), b""]
+
     def to_tokenizers(self) -> "Tokenizer":
         vocab = {symbol: byte for byte, symbol in enumerate(bpe.byte_symbols())}
         return bpe.byte_level({**vocab, EOS_NAMES[0]: self.eos_id}, [], EOS_NAMES[0], words=False)

@@ -59,6 +59,9 @@ class CharEncoder(Encoder):
             raise self._unknown_id(ids) from None
 
 
+    def token_bytes(self) -> list[bytes]:
+        return [self._chars.get(number, "").encode("utf-8") for number in range(self.n_vocab)]
+
     def to_tokenizers(self) -> "Tokenizer":
         return _tokenizer({**self._ids, EOS: self.eos_id})
 

@@ -62,6 +62,7 @@ class TokenizersEncoder(Encoder):
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self._set_specials()
+        self._joins_bytes = (parsed.get("decoder") or {}).get("type") == "ByteLevel"
         vocab = tokenizer.get_vocab(with_added_tokens=True)
         self.n_vocab = max(vocab.values()) + 1
         self.hash = digest("tokenizers", _deciding(parsed), self.eos_id)
@@ -90,6 +91,14 @@ class TokenizersEncoder(Encoder):
         if ids and not (min(ids) >= 0 and max(ids) < self.n_vocab):
             raise self._unknown_id(ids)
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def token_bytes(self) -> list[bytes] | None:
+        if not self._joins_bytes:
+            return None
+        return bpe.token_bytes(
+            self._tokenizer.get_vocab(with_added_tokens=True), self.n_vocab,
+            silent=[token.content for token in self._tokenizer.get_added_tokens_decoder().values()
+                    if token.special])
 
     def to_tokenizers(self) -> "Tokenizer":
         from tokenizers import Tokenizer

@@ -1,14 +1,14 @@
 """A run's language model as a SavedModel, which plain TensorFlow loads without this project.
 
-It works on token ids: text takes the run's encoder, which `assets.extra/model.json` names. Whatever
-the run's mesh and precision, it is made for one device and computes in float32.
+Whatever the run's mesh and precision, it is made for one device and computes in float32.
 """
 
 import json
 import os
 
 from configs.errors import UserError
-from interop import folders
+from interop import folders, saved_pieces, saved_text
+from interop.saved_pieces import on_mesh
 from mesh import devices, ops
 from mesh.compat import mtf, tf
 from models import layers, sampling
@@ -17,7 +17,7 @@ from training import checkpoints, language_models
 _FLAG = "--export saved_model"
 
 # Beside the graph and the weights: files that TensorFlow leaves alone.
-_FACTS = "assets.extra/model.json"
+EXTRA = "assets.extra"
 
 
 def export(config, directory):
@@ -31,7 +31,13 @@ def export(config, directory):
     - "generate": `tokens`, int32 [rows, new], -1 past a row's end; of `max_new_tokens` or what fits
       into n_ctx. `number`, int32 [rows], tells samples of one prompt apart; `temperature`, `top_k`,
       `top_p` and `seed` are as in --predict, and so are the tokens. A row ends with the end-of-text
-      id.
+      id. Where the encoder joins its ids' bytes, `text`, string [rows], is their UTF-8, and rows
+      end before one of `stop`, string [stops], too.
+    - "score_text" and "generate_text": the same with `text`, string [rows], in place of ids, where
+      the encoder's ids are bytes or characters.
+    - "prefill" and "step": see saved_pieces.Pieces.
+
+    `assets.extra` holds model.json, which names the encoder and sizes, and its tokenizer.json.
 
     Args:
       config: the run's config.
@@ -69,9 +75,13 @@ def _write(config, encoder, checkpoint, partial):
         builder.save()
     facts = {"encoder": encoder.spec, "encoder_hash": encoder.hash, "n_vocab": encoder.n_vocab,
              "eos_id": encoder.eos_id, "n_ctx": config.n_ctx, "rows": config.predict_batch_size,
+             "name": os.path.basename(config.model_path.rstrip("/")), "piece": saved_pieces.SIZE,
              "checkpoint": checkpoint}
-    tf.io.gfile.makedirs(os.path.dirname(os.path.join(partial, _FACTS)))
-    checkpoints.write_text(os.path.join(partial, _FACTS), json.dumps(facts, indent=1) + "\n")
+    extra = os.path.join(partial, EXTRA)
+    tf.io.gfile.makedirs(extra)
+    checkpoints.write_text(os.path.join(extra, "model.json"), json.dumps(facts, indent=1) + "\n")
+    checkpoints.write_text(os.path.join(extra, "tokenizer.json"),
+                           encoder.to_tokenizers().to_str(pretty=True))
 
 
 def _signatures(config, encoder):
@@ -85,28 +95,65 @@ def _signatures(config, encoder):
              **{name: tf.placeholder(kind, [], name) for name, kind in (
                  ("max_new_tokens", tf.int32), ("temperature", tf.float32), ("top_k", tf.int32),
                  ("top_p", tf.float32), ("seed", tf.int32))}}
-    with tf.control_dependencies(_checks(config, encoder, **given)):
-        tokens = _whole(given["tokens"], [config.predict_batch_size, config.n_ctx])
-        # Rows that nobody gave have a token, which comes to nothing.
-        lengths = tf.maximum(_whole(given["lengths"], [config.predict_batch_size]), 1)
-    log_probs = _log_probs(model, ctx, tokens)
-    new = _new_tokens(model, ctx, encoder, tokens, lengths, asked, tf.size(given["lengths"]))
+    table = encoder.token_bytes()
+    stop = {} if table is None else {"stop": tf.placeholder(tf.string, [None], "stop")}
+    inputs = {"": (given, *given.values())}
+    if saved_text.reads(encoder):
+        text = tf.placeholder(tf.string, [None], "text")
+        inputs["_text"] = ({"text": text}, *saved_text.ids(encoder, text))
+    asks = {end: _Ask(config, encoder, model, ctx, tokens, lengths, asked)
+            for end, (_, tokens, lengths) in inputs.items()}
+    pieces = saved_pieces.Pieces(config, encoder, model, ctx)
     lowering = mtf.Lowering(mesh.graph, {mesh: impl}, autostack=False)
-    shape = tf.shape(given["tokens"])
-    counts = tf.sequence_mask(given["lengths"] - 1, shape[1] - 1)
-    scores = lowering.export_to_tf_tensor(log_probs)[:shape[0], :shape[1] - 1]
-    scores = tf.where_v2(counts, scores, 0.0)
-    made, steps = new
-    made = lowering.export_to_tf_tensor(made)[:shape[0], :steps]
+    found = dict(pieces.signatures(lowering))
+    for end, ask in asks.items():
+        made = {"tokens": ask.made(lowering)}
+        if stop:
+            right = tf.reduce_all(tf.strings.length(stop["stop"]) > 0)
+            with tf.control_dependencies([tf.debugging.Assert(right, ["stop: must not be empty"])]):
+                made["tokens"], made["text"] = saved_text.cut_at_stops(
+                    table, made["tokens"], tf.identity(stop["stop"]))
+        given = inputs[end][0]
+        found["score" + end] = given, {"log_probs": ask.log_probs(lowering)}
+        found["generate" + end] = {**given, **asked, **stop}, made
+    return {name: _signature(*both) for name, both in found.items()}
 
-    def signature(inputs, outputs):
-        inputs, outputs = ({name: tf.saved_model.build_tensor_info(x) for name, x in part.items()}
-                           for part in (inputs, outputs))
-        return tf.saved_model.build_signature_def(inputs, outputs,
-                                                  tf.saved_model.PREDICT_METHOD_NAME)
 
-    return {"score": signature(given, {"log_probs": scores}),
-            "generate": signature({**given, **asked}, {"tokens": made})}
+def _signature(inputs, outputs):
+    inputs, outputs = ({name: tf.saved_model.build_tensor_info(x) for name, x in part.items()}
+                       for part in (inputs, outputs))
+    return tf.saved_model.build_signature_def(inputs, outputs, tf.saved_model.PREDICT_METHOD_NAME)
+
+
+class _Ask:
+    """The graph of one way to ask, up to its lowering.
+
+    Args:
+      config, encoder, model, ctx: see `_signatures`.
+      tokens: int32 [rows, length], rows filled up with any id.
+      lengths: int32 [rows].
+      asked: what "generate" is given besides.
+    """
+
+    def __init__(self, config, encoder, model, ctx, tokens, lengths, asked):
+        self._shape, self._lengths = tf.shape(tokens), lengths
+        with tf.control_dependencies(_checks(config, encoder, tokens, lengths)):
+            tokens = _whole(tokens, [config.predict_batch_size, config.n_ctx])
+            # Rows that nobody gave have a token, which comes to nothing.
+            whole = tf.maximum(_whole(lengths, [config.predict_batch_size]), 1)
+        self._log_probs = _log_probs(model, ctx, tokens)
+        self._made, self._steps = _new_tokens(model, ctx, encoder, tokens, whole, asked,
+                                              tf.size(lengths))
+
+    def log_probs(self, lowering):
+        """float32 [rows, length - 1]."""
+        counts = tf.sequence_mask(self._lengths - 1, self._shape[1] - 1)
+        scores = lowering.export_to_tf_tensor(self._log_probs)
+        return tf.where_v2(counts, scores[:self._shape[0], :self._shape[1] - 1], 0.0)
+
+    def made(self, lowering):
+        """int32 [rows, new]."""
+        return lowering.export_to_tf_tensor(self._made)[:self._shape[0], :self._steps]
 
 
 def _checks(config, encoder, tokens, lengths):
@@ -130,15 +177,10 @@ def _whole(x, shape):
                                       for axis, size in enumerate(shape)]), shape)
 
 
-def _on_mesh(mesh, x, *names):
-    return mtf.import_tf_tensor(mesh, x, mtf.Shape([
-        mtf.Dimension(*dim) for dim in zip(names, x.shape.as_list(), strict=True)]))
-
-
 def _log_probs(model, ctx, tokens):
     """log p of the next id at each position: mtf float32 [batch, sequence]."""
     targets = tf.roll(tokens, -1, 1)
-    tokens, targets = (_on_mesh(ctx.mesh, x, "batch", "sequence") for x in (tokens, targets))
+    tokens, targets = (on_mesh(ctx.mesh, x, "batch", "sequence") for x in (tokens, targets))
     logits = model.logits(ctx, model.hidden(ctx, tokens))
     return -ops.softmax_cross_entropy(logits, targets, model.vocab, model.n_valid)[0]
 
@@ -150,14 +192,14 @@ def _new_tokens(model, ctx, encoder, tokens, lengths, asked, rows):
     values = {"token": tf.gather(tokens, lengths - 1, batch_dims=1), "position": lengths - 1,
               "done": tf.cast(tf.range(batch) >= rows, tf.int32),
               "number": _whole(asked["number"], [batch])}
-    values = {name: _on_mesh(ctx.mesh, x, "batch") for name, x in values.items()}
-    settings = sampling.Settings(*(_on_mesh(ctx.mesh, asked[name]) for name in
+    values = {name: on_mesh(ctx.mesh, x, "batch") for name, x in values.items()}
+    settings = sampling.Settings(*(on_mesh(ctx.mesh, asked[name]) for name in
                                    ("temperature", "top_k", "top_p", "seed")))
     # Decoding begins with a prompt's last token.
-    caches = sampling.prefill(model, ctx, _on_mesh(ctx.mesh, tokens, "batch", "prompt"),
-                              _on_mesh(ctx.mesh, lengths - 1, "batch"))
+    caches = sampling.prefill(model, ctx, on_mesh(ctx.mesh, tokens, "batch", "prompt"),
+                              on_mesh(ctx.mesh, lengths - 1, "batch"))
     made, _ = sampling.decode(
-        model, ctx, caches=caches, steps=_on_mesh(ctx.mesh, steps), size=n_ctx,
+        model, ctx, caches=caches, steps=on_mesh(ctx.mesh, steps), size=n_ctx,
         eos_id=encoder.eos_id, n_valid=encoder.n_vocab, settings=settings,
         count=mtf.constant(ctx.mesh, 0, dtype=tf.int32), **values)
     return made, steps

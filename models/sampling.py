@@ -25,7 +25,9 @@ _LOWEST = tf.float32.min
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How tokens are chosen: scalar mtf tensors, so that one graph serves any settings.
+    """How tokens are chosen: mtf tensors, so that one graph serves any settings.
+
+    Each is a scalar, or [batch] where rows have settings of their own.
 
     Attributes:
       temperature: float32, divides the logits; 0 takes the likeliest token.
@@ -49,7 +51,7 @@ def sample_token(logits, n_valid, settings, number, count):
       n_valid: ids at or above it are never chosen.
       settings: a Settings.
       number: int32 [batch]: the number of the row's sample.
-      count: int32 scalar: how many tokens were sampled before this one.
+      count: int32, a scalar or [batch]: how many tokens were sampled before this one.
 
     Returns:
       int32 [batch].
@@ -60,9 +62,10 @@ def sample_token(logits, n_valid, settings, number, count):
     def choose(x, temperature, top_k, top_p, seed, number, count):
         x = tf.cast(x[:, :n_valid], tf.float32)
         x -= tf.reduce_max(x, -1, keepdims=True)
+        temperature, top_k, top_p = (tf.reshape(t, [-1, 1]) for t in (temperature, top_k, top_p))
         warm = temperature > 0.0
         x /= tf.where_v2(warm, tf.maximum(temperature, 1e-6), 1.0)
-        truncates = tf.logical_or(top_k > 0, top_p < 1.0)
+        truncates = tf.reduce_any(tf.logical_or(top_k > 0, top_p < 1.0))
         x = tf.cond(truncates, lambda: _truncated(x, top_k, top_p), lambda: tf.identity(x))
         key = random.mix(random.mix(seed, number), count)
         # The largest of logits with Gumbel noise is a sample of their softmax.
@@ -161,7 +164,7 @@ def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_val
       n_valid: ids at or above it are never sampled.
       settings: a Settings.
       number: int32 [batch]: the numbers of the rows' samples.
-      count: int32 scalar: how many tokens of these samples were made before.
+      count: int32, a scalar or [batch]: how many tokens of these samples were made before.
 
     Returns:
       (int32 [batch, chunk], -1 where none was made, and the new caches). `eos_id` is included.
