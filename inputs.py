@@ -35,13 +35,13 @@ import re
 import tensorflow.compat.v1 as tf
 
 from configs.errors import UserError
-from records import own, picture_files, sources
+from records import own, picture_files, places, sources
 from records.check import check_dataset
 from records.mixing import mixed
 from records.splits import NoValidation
 
 __all__ = ["check_dataset", "dataset_facts", "eval_input_fn", "eval_windows", "explain_data_error",
-           "train_input_fn"]
+           "origins", "train_input_fn"]
 
 # Your own input functions by the names that a config's `input_fn` has for them. An entry is a
 # function of (config, split, start) that returns rows: see records/own.py and docs/data.md.
@@ -222,6 +222,24 @@ def _facts_of_own(config):
                  encoder=stated and stated.encoder, encoder_hash=stated and stated.encoder_hash,
                  n_vocab=stated.n_vocab if stated else config.n_vocab,
                  eos_id=stated and stated.eos_id, datasets=({"id": config.input_fn},))
+
+
+def origins(config, start, count):
+    """Where `count` rows of training come from, the first after `start` others.
+
+    Returns:
+        for each row's record, or each of its records, a dict of row (0 is the first), dataset,
+        file, record (its number in the file) and offset (in bytes); [] with a user's own
+        input function.
+    """
+    if own.of_run(config, INPUT_FUNCTIONS):
+        return []
+    datasets = sources.of_run(config, "train")
+    readers = [sources.windows(config, number, source) for number, source in enumerate(datasets)]
+    rows = places.of_rows(config.seed, [source.entry for source in datasets], readers, start, count)
+    names = ("dataset", "file", "record", "offset")
+    return [{"row": row, **dict(zip(names, place, strict=True))}
+            for row, found in enumerate(rows) for place in found]
 
 
 def explain_data_error(config, error):

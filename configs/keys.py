@@ -158,6 +158,12 @@ class TrainingKeys(Keys):
                            "memory.")
     gradient_clipping: Annotated[float, BeforeValidator(values.number_or_off)] = Field(
         1.0, ge=0, description="Largest global norm of the gradient; 0 or null is no limit.")
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="What happens at a step whose loss or gradient is not finite: the run "
+                            "stops, or the step's update is left out.")
+    on_nan_limit: int = Field(
+        10, ge=0, description="Most updates in a row that on_nan \"skip\" leaves out before the "
+                              "run stops.")
 
 
 class MaskedKeys(Keys):

@@ -61,10 +61,20 @@ class Pictures(Windows):
     def _load(self, blocks, epoch, group):
         """Records [pictures] and their numbers in the split, of some blocks, shuffled by groups."""
         records, numbers = self._read_blocks(blocks)
+        order = self._order(numbers, epoch, group)
+        return tf.gather(records, order), tf.gather(numbers, order)
+
+    def _order(self, numbers, epoch, group):
+        """The shuffled order of some pictures."""
         runs = tf.size(numbers, out_type=tf.int64) // self.run
         order = self.permuted(tf.range(runs), runs, "groups", epoch, group)
-        order = tf.reshape(order[:, None] * self.run + tf.range(self.run, dtype=tf.int64), [-1])
-        return tf.gather(records, order), tf.gather(numbers, order)
+        return tf.reshape(order[:, None] * self.run + tf.range(self.run, dtype=tf.int64), [-1])
+
+    def _origins(self, turn, chosen):
+        """The records of some rows of a group of blocks: int64 [rows, 1]."""
+        blocks, epoch, group = self._blocks(turn)
+        numbers = self._numbers(blocks)
+        return tf.gather(numbers, tf.gather(self._order(numbers, epoch, group), chosen))[:, None]
 
     def _rows(self, turn, group, skipped):
         """The rows of a group of blocks but for the first ones."""
@@ -75,14 +85,18 @@ class Pictures(Windows):
     def _read_blocks(self, blocks):
         """Records and their numbers of some blocks, of which only the last may be short."""
         blocks = tf.convert_to_tensor(blocks)
-        numbers = blocks[:, None] * self.per_block + tf.range(self.per_block, dtype=tf.int64)
-        numbers = tf.reshape(numbers, [-1])
-        numbers = tf.boolean_mask(numbers, numbers < self.windows)
+        numbers = self._numbers(blocks)
         read = tf.data.Dataset.from_tensor_slices(blocks).map(
             self._read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         records = read.padded_batch(tf.size(blocks, out_type=tf.int64),
                                     padded_shapes=[self.per_block]).get_single_element()
         return tf.reshape(records, [-1])[:tf.size(numbers)], numbers
+
+    def _numbers(self, blocks):
+        """The pictures of some blocks, of which only the last may be short."""
+        numbers = blocks[:, None] * self.per_block + tf.range(self.per_block, dtype=tf.int64)
+        numbers = tf.reshape(numbers, [-1])
+        return tf.boolean_mask(numbers, numbers < self.windows)
 
     def _read(self, block):
         """The records of a block: string [at most per_block]."""

@@ -7,6 +7,7 @@ an epoch's order is ever made, and any position can be entered directly.
 
 import zlib
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 # Both are part of the order: another value changes which window comes when.
@@ -28,9 +29,13 @@ class Windows:
     `full_blocks` and `group_blocks` (blocks of a group), and say how a group is loaded and cut. The
     last block may be shorter than others; it stays last, so that the place of every group is known.
 
+    `of_tokens` says whether windows are cut from a stream of tokens rather than from records.
+
     None of these functions branches on a tensor, so AutoGraph, which would take some two seconds,
     leaves them as they are.
     """
+
+    of_tokens = False
 
     def __init__(self, seed, windows, blocks, per_block, full_blocks, group_blocks):
         self.seed = seed
@@ -51,8 +56,34 @@ class Windows:
         return groups.prefetch(1).flat_map(lambda turn, group: self._rows(
             turn, group, tf.where(tf.equal(turn, first), tf.constant(skipped, tf.int64), 0)))
 
+    def origins(self, positions):
+        """Where some rows of `shuffled(0)` begin.
+
+        Args:
+            positions: int64 numpy [rows].
+
+        Returns:
+            the number in the split of the token that each begins with, or of each of its records:
+            a list of int64 numpy [1 or stitch].
+        """
+        epochs, within = np.divmod(positions, self.windows)
+        turns = epochs * self.groups + within // self.per_group
+        found = [None] * len(positions)
+        for turn in np.unique(turns):
+            rows = np.flatnonzero(turns == turn)
+            with tf.Graph().as_default(), tf.Session() as session:
+                chosen = tf.constant(within[rows] % self.per_group, tf.int64)
+                values = session.run(self._origins(tf.constant(turn, tf.int64), chosen))
+            for row, value in zip(rows, values, strict=True):
+                found[row] = value
+        return found
+
     def _group(self, turn):
         """The blocks of the turn-th group since the run's start, loaded and shuffled."""
+        return self._load(*self._blocks(turn))
+
+    def _blocks(self, turn):
+        """The blocks of the turn-th group in their order, its epoch and its number there."""
         epoch, group = turn // self.groups, turn % self.groups
         begin = group * self.group_blocks
         last = tf.equal(group, self.groups - 1)
@@ -60,7 +91,7 @@ class Windows:
                                           begin + self.group_blocks))
         moved = self.permuted(tf.minimum(places, max(self.full_blocks - 1, 0)),
                               max(self.full_blocks, 1), "blocks", epoch, 0)
-        return self._load(tf.where(places < self.full_blocks, moved, places), epoch, group)
+        return tf.where(places < self.full_blocks, moved, places), epoch, group
 
     def permuted(self, indices, count, purpose, epoch, group):
         """The places that a shuffle of 0 … count - 1 gives to some indices: int64, same shape."""
@@ -83,6 +114,8 @@ class Chunks(Windows):
         seed: text that the order follows from.
         padded: whether the last tokens that fill no window make a padded one (for evaluation).
     """
+
+    of_tokens = True
 
     def __init__(self, reader, n_ctx, tokens, seed, padded):
         targets = tokens - 1
@@ -114,6 +147,23 @@ class Chunks(Windows):
         order = self.permuted(tf.range(count), count, "windows", epoch, group)
         return {name: tf.gather(values, order) for name, values in rows.items()}
 
+    def _origins(self, turn, chosen):
+        """The first tokens of some rows of a group: int64 [rows, 1]."""
+        blocks, epoch, group = self._blocks(turn)
+        numbers = self._numbers(blocks)
+        count = self._count(numbers)
+        order = self.permuted(tf.range(count), count, "windows", epoch, group)
+        return (tf.gather(numbers, tf.gather(order, chosen)) * self.n_ctx)[:, None]
+
+    def _numbers(self, blocks):
+        """The windows of some blocks; those behind the last one do not exist."""
+        numbers = blocks[:, None] * self.per_block + tf.range(self.per_block, dtype=tf.int64)
+        return tf.reshape(numbers, [-1])
+
+    def _count(self, numbers):
+        """How many windows exist."""
+        return tf.reduce_sum(tf.cast(numbers < self.windows, tf.int64))
+
     def _rows(self, turn, group, skipped):
         """The rows of a group but for the first ones."""
         return tf.data.Dataset.from_tensor_slices(
@@ -125,9 +175,8 @@ class Chunks(Windows):
         read = tf.data.Dataset.from_tensor_slices(blocks).map(
             self._read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         tokens = read.batch(tf.size(blocks, out_type=tf.int64)).get_single_element()
-        numbers = blocks[:, None] * self.per_block + tf.range(self.per_block, dtype=tf.int64)
-        numbers = tf.reshape(numbers, [-1])
-        count = tf.reduce_sum(tf.cast(numbers < self.windows, tf.int64))
+        numbers = self._numbers(blocks)
+        count = self._count(numbers)
         valid = tf.clip_by_value(self.end - 1 - numbers * self.n_ctx, 0, self.n_ctx)
         tokens = tf.reshape(tokens, [-1, self.n_ctx + 1])
         return {"tokens": tokens[:count], "valid": tf.cast(valid, tf.int32)[:count]}
@@ -182,12 +231,23 @@ class Documents(Windows):
             count, padded_shapes=([None], [self.block_records])).get_single_element()
         begins = tf.cumsum(lengths, axis=1, exclusive=True)
         begins += tf.range(count)[:, None] * tf.shape(tokens, out_type=tf.int64)[1]
-        records = tf.minimum(count * self.block_records,
-                             tf.reduce_sum(tf.minimum(self.records - blocks * self.block_records,
-                                                      self.block_records)))
-        order = self.permuted(tf.range(records), records, "records", epoch, group)
+        order = self._order(blocks, epoch, group)
         return (tf.reshape(tokens, [-1]), tf.gather(tf.reshape(begins, [-1]), order),
                 tf.gather(tf.reshape(lengths, [-1]), order))
+
+    def _order(self, blocks, epoch, group):
+        """The shuffled order of the records of some blocks, of which only the last is short."""
+        records = tf.reduce_sum(tf.minimum(self.records - blocks * self.block_records,
+                                           self.block_records))
+        return self.permuted(tf.range(records), records, "records", epoch, group)
+
+    def _origins(self, turn, chosen):
+        """The records of some rows of a group: int64 [rows, stitch]."""
+        blocks, epoch, group = self._blocks(turn)
+        places = chosen[:, None] * self.stitch + tf.range(self.stitch, dtype=tf.int64)
+        places = tf.gather(self._order(blocks, epoch, group), places)
+        return (tf.gather(blocks, places // self.block_records) * self.block_records
+                + places % self.block_records)
 
     def _read(self, block):
         """Tokens [tokens] and lengths [records] of a block."""

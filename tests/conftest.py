@@ -34,3 +34,32 @@ def shared_data():
         pytest.skip("test data absent: set GPTC_TEST_DATA to a directory with tinyshakespeare.txt "
                     "and bpe_simple_vocab_16e6.txt.gz")
     return path
+
+
+@pytest.fixture
+def bad_steps(monkeypatch):
+    """Filled with {step: (a factor, of "loss" and "gradient" those that it multiplies)} by a test.
+
+    The gradient is the first variable's.
+    """
+    from mesh.compat import mtf, tf
+    from training import step
+
+    bad, real = {}, step.losses_and_gradients
+
+    def losses_and_gradients(features, loss_fn, key, num_microbatches):
+        values, gradients = real(features, loss_fn, key, num_microbatches)
+        now = tf.cast(tf.train.get_global_step(), tf.int32) + 1
+
+        def times(x, what):
+            factor = 1.0
+            for number, (value, multiplied) in bad.items():
+                if what in multiplied:
+                    factor = tf.where(tf.equal(now, number), value, factor)
+            return x * mtf.import_tf_tensor(x.mesh, tf.cast(factor, tf.float32), mtf.Shape([]))
+
+        values["loss"] = times(values["loss"], "loss")
+        return values, [times(gradients[0], "gradient"), *gradients[1:]]
+
+    monkeypatch.setattr(step, "losses_and_gradients", losses_and_gradients)
+    return bad

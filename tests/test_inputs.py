@@ -338,14 +338,29 @@ def test_a_short_shard_raises_rather_than_shifts(small, tmp_path):
 def test_ids_out_of_range(tmp_path):
     records = [[1, 2, 3, 257] * 5] * 3
     path = tmp_path / "own_0_3.tfrecords"
-    offsets = shards.write(path, records)
+    shards.write(path, records)
     config = shards.config(tmp_path, {"own": (1, "chunks", 1.0, {"path": str(path)})})
     with pytest.raises(UserError, match="own_0_3.tfrecords has ids from 1 to 257"):
         inputs.train_input_fn(config, 0)
-    shards.manifest(tmp_path, "own", "chunks", {"train": [shards.facts(path, records, offsets)]})
-    sources._found.cache_clear()
+
+
+@pytest.mark.parametrize("mode", ["chunks", "documents_fixed", "documents_random", "validation"])
+@pytest.mark.parametrize("wrong", [257, -1])
+def test_ids_out_of_range_in_a_manifests_shards(tmp_path, mode, wrong):
+    """What no scan has seen is refused when it is read, whatever the mode."""
+    records = [[1, 2, 3, wrong] * 5] * 3
+    path = tmp_path / "own_0_3.tfrecords"
+    offsets = shards.write(path, records)
+    reading = "chunks" if mode == "validation" else mode
+    shards.manifest(tmp_path, "own", reading.partition("_")[0],
+                    {"train": [shards.facts(path, records, offsets)]})
+    config = shards.config(tmp_path, {"own": (1, reading, 1.0, {
+        "path": str(path), "eval_path": str(path)})})
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
-        shards.rows(config, 0, 1)
+        if mode == "validation":
+            shards.take(inputs.eval_input_fn(config))
+        else:
+            shards.rows(config, 0, 1)
     line = inputs.explain_data_error(config, caught.value)
     assert "dataset own: token ids have to be below 257" in line and str(path) in line
 

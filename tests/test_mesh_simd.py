@@ -164,6 +164,18 @@ def test_bfloat16(cores):
     compare(cores, config, language.Language(config, FACTS), text(), 0.1)
 
 
+@pytest.mark.parametrize("opt_name", ["adamw", "adafactor"])
+def test_a_step_that_is_not_finite_is_left_out(cores, bad_steps, opt_name):
+    bad_steps[1] = np.nan, ("gradient",)
+    config = graphs.config(mesh_shape="x:2,y:2", layout="batch:x,vocab:y", on_nan="skip",
+                           position="rotary",
+                           **{**SMALL, "opt_name": opt_name})
+    compare(cores, config, language.Language(config, FACTS), text())
+    first, curve, last = on_placed_devices(config, language.Language(config, FACTS), text())
+    assert np.isnan(curve[0]["gradient_norm"]) and np.isfinite(curve[1]["gradient_norm"])
+    assert all(np.isfinite(value).all() for value in last.values())
+
+
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     """The path of a student's run."""

@@ -13,6 +13,8 @@ from training import hooks
 class Recorder:
     """Stands for a Meter."""
 
+    watch = None
+
     def __init__(self):
         self.calls = []
 

@@ -25,6 +25,8 @@ MESH = dict(mesh_shape="x:2,y:2", layout="batch:x,heads:y,vocab:y")
 class Meter:
     """Remembers what it is told."""
 
+    watch = None
+
     def __init__(self):
         self.told = []
 

@@ -2,7 +2,7 @@
 
 from mesh.compat import mtf, tf
 from training import updates
-from training.slices import SliceUpdate, SumOfSquares, slicewise
+from training.slices import SumOfSquares, slicewise
 
 
 class Adafactor(updates.Optimizer):
@@ -64,7 +64,7 @@ class Adafactor(updates.Optimizer):
             kept = weight if decay is None else weight * decay
             return tf.group(tf.assign(weight, kept - change), *done)
 
-        return [*operations, SliceUpdate([variable, *slots], inputs, update, "adafactor")]
+        return [*operations, self.slice_update([variable, *slots], inputs, update, "adafactor")]
 
     def _rate(self, count, direction_squares, variable_squares=None):
         """Learning rate over the clipping divisor, times the variable's RMS where asked."""
@@ -78,7 +78,11 @@ class Adafactor(updates.Optimizer):
         """A slot's moving average of `value`: (mtf.Tensor, the operation that stores it)."""
         slot = updates.slot(variable, name, value.shape)
         new = slicewise(lambda old, x: old + (x - old) * self._mixing, [slot.value, value])
-        return new, mtf.assign(slot, new)
+        if self.finite is None:
+            return new, mtf.assign(slot, new)
+        kept = slicewise(lambda old, x, finite: tf.where(finite > 0, x, old),
+                         [slot.value, new, self.finite])
+        return new, mtf.assign(slot, kept)
 
     def _whole(self, grad, square, variable):
         """Gradient over √v, v unfactored: (mtf.Tensor, operations)."""

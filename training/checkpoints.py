@@ -22,8 +22,8 @@ _HERE = "{model_path}"
 
 # What a run writes into its directory.
 _OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
-              "metrics.jsonl", "config.json", keeping.SCORES, "teacher", "student", "encoder",
-              "init", "probe_*.png", _FILE)
+              "metrics.jsonl", "bad_steps.jsonl", "config.json", keeping.SCORES, "teacher",
+              "student", "encoder", "init", "probe_*.png", _FILE)
 
 
 @dataclasses.dataclass
@@ -176,7 +176,9 @@ def is_run(model_path):
 def delete_run(model_path):
     """Deletes what a run wrote, and its directory unless something else is in it."""
     for pattern in _OWN_FILES:
-        for path in tf.io.gfile.glob(os.path.join(model_path, pattern)):
+        # Checkpoints' indices first: one that is cut off here leaves none without its data.
+        for path in sorted(tf.io.gfile.glob(os.path.join(model_path, pattern)),
+                           key=lambda name: not name.endswith(".index")):
             if tf.io.gfile.isdir(path):
                 tf.io.gfile.rmtree(path)
             else:

@@ -9,12 +9,15 @@ from configs.errors import UserError
 from mesh.compat import tf
 from training import keeping, retrying
 
+# What is looked at after every step.
+WATCHED = ("loss", "gradient_norm")
+
 
 class LogScalars(tf.train.SessionRunHook):
-    """Fetches scalars at some steps and gives them to a meter.
+    """Fetches scalars at some steps and gives them to a meter, and to its watch some at each step.
 
-    These are the first step of all, every `iterations`-th one, counted from step 0 and not from the
-    start, and the last one before a checkpoint.
+    Those of the meter are the first step of all, every `iterations`-th one, counted from step 0 and
+    not from the start, and the last one before a checkpoint.
 
     Args:
       scalars: a dict of scalar tensors.
@@ -26,6 +29,7 @@ class LogScalars(tf.train.SessionRunHook):
         self._scalars, self._config, self._meter = scalars, config, meter
         self._global_step = tf.train.get_global_step()
         self._next = self._first = None
+        self._watched = {name: scalars[name] for name in WATCHED} if meter.watch else {}
 
     def after_create_session(self, session, coord):
         self._next = self._first = session.run(self._global_step) + 1
@@ -35,25 +39,30 @@ class LogScalars(tf.train.SessionRunHook):
         if (step in (1, config.train_steps) or step % config.iterations == 0
                 or step % config.steps_per_checkpoint == 0):
             return tf.train.SessionRunArgs(self._scalars)
-        return None
+        return tf.train.SessionRunArgs(self._watched) if self._watched else None
 
     def after_run(self, run_context, run_values):
         if self._next == self._first:
             # What comes before includes the graph's compilation.
             self._meter.start_clock(self._next)
-        if run_values.results is not None:
-            self._meter.log(self._next, {k: float(v) for k, v in run_values.results.items()})
+        values = {name: float(value) for name, value in (run_values.results or {}).items()}
+        if values.keys() == self._scalars.keys():
+            self._meter.log(self._next, values)
+        if self._watched:
+            self._meter.watch.see(self._next, *(values[name] for name in WATCHED))
         self._next += 1
 
 
 class LogFromTpu(tf.train.SessionRunHook):
-    """Gives a meter the scalars of the last step of each of a TPU's loops.
+    """Gives a meter the scalars of the last step of each of a TPU's loops; its watch sees all.
 
-    The program on the TPU sends them to its host after every step, and the host keeps the newest.
+    The program on the TPU sends them to its host after every step, and the host keeps the newest,
+    as many as a loop has.
 
     Args:
       scalars: a dict of scalar tensors of the program.
       meter: a training.metrics.Meter.
+      loop: steps of a loop.
 
     Attributes:
       host_call: what TPUEstimator has the host do with them.
@@ -61,10 +70,10 @@ class LogFromTpu(tf.train.SessionRunHook):
 
     _PATIENCE = 60.0  # seconds that the host may lag behind the TPU
 
-    def __init__(self, scalars, meter):
-        self._names, self._meter = list(scalars), meter
+    def __init__(self, scalars, meter, loop=1):
+        self._names, self._meter, self._loop = list(scalars), meter, loop
         self._global_step = tf.train.get_global_step()
-        self._started = False
+        self._seen = 0
         values = tf.stack([tf.cast(x, tf.float32) for x in scalars.values()])
         self.host_call = (self._keep, [tf.reshape(tf.cast(self._global_step, tf.int32), [1]),
                                        values])
@@ -72,22 +81,32 @@ class LogFromTpu(tf.train.SessionRunHook):
     def _keep(self, step, values):
         # One variable, so that the step and its scalars are written together.
         self._kept = tf.get_variable(
-            "newest_scalars", [1 + len(self._names)], tf.float64, tf.zeros_initializer(),
-            trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES])
-        return self._kept.assign(tf.concat([tf.cast(x, tf.float64) for x in (step, values)], 0))
+            "newest_scalars", [self._loop, 1 + len(self._names)], tf.float64,
+            tf.zeros_initializer(), trainable=False,
+            collections=[tf.GraphKeys.LOCAL_VARIABLES])
+        row = tf.concat([tf.cast(x, tf.float64) for x in (step, values)], 0)
+        return tf.scatter_update(self._kept, step % self._loop, row[tf.newaxis])
 
     def after_run(self, run_context, run_values):
         session = run_context.session
         step, until = session.run(self._global_step), time.monotonic() + self._PATIENCE
-        kept, *values = session.run(self._kept)
-        while kept < step and time.monotonic() < until:
+        kept = session.run(self._kept)
+        while kept[:, 0].max() < step and time.monotonic() < until:
             time.sleep(0.01)
-            kept, *values = session.run(self._kept)
-        if not self._started:
+            kept = session.run(self._kept)
+        rows = {int(row[0]): dict(zip(self._names, map(float, row[1:]), strict=True))
+                for row in sorted(kept.tolist()) if row[0] > self._seen}
+        if not rows:
+            return
+        newest = max(rows)
+        if not self._seen:
             # What comes before includes the program's compilation.
-            self._meter.start_clock(int(kept))
-            self._started = True
-        self._meter.log(int(kept), dict(zip(self._names, map(float, values), strict=True)))
+            self._meter.start_clock(newest)
+        self._seen = newest
+        self._meter.log(newest, rows[newest])
+        if self._meter.watch:
+            for number, values in rows.items():
+                self._meter.watch.see(number, *(values[name] for name in WATCHED))
 
 
 class SaveAtEnd(tf.train.SessionRunHook):

@@ -103,10 +103,11 @@ class Meter:
       config: the run's config.
       facts: the training split's inputs.Facts.
       writer: a Writer.
+      watch: the training.watching.Watch that hooks show each step's loss, or None.
     """
 
-    def __init__(self, config, facts, writer):
-        self._config, self._writer = config, writer
+    def __init__(self, config, facts, writer, watch=None):
+        self._config, self._writer, self.watch = config, writer, watch
         self._windows = facts.windows
         self._step = self._time = None
         self._measured_steps = self._measured_seconds = 0
@@ -133,8 +134,11 @@ class Meter:
             self._measured_seconds += seconds
             rate = self._tokens(steps) / seconds
         self._step, self._time = step, now
-        self.loss = values["loss"]
+        if math.isfinite(values["loss"]):
+            self.loss = values["loss"]
         shown = dict(values)
+        if self.watch and self._config.on_nan == "skip":
+            shown["skipped_steps"] = self.watch.skipped
         if self._windows:  # an input function of the user's own has no epochs
             shown["epoch"] = step * self._config.train_batch_size / self._windows
         if rate:

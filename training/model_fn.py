@@ -42,7 +42,7 @@ def _train_spec(config, objective, mesh, features, meter, lowers, context, start
     if context is None:
         log = hooks.LogScalars(step.scalars, config, meter)
     else:
-        log = hooks.LogFromTpu(step.scalars, meter)
+        log = hooks.LogFromTpu(step.scalars, meter, config.iterations)
         host_call = log.host_call
     # What hooks run is no part of the program that a TPU repeats.
     with mtf.utils.outside_all_rewrites():
@@ -50,8 +50,11 @@ def _train_spec(config, objective, mesh, features, meter, lowers, context, start
                                sharded=context is not None and context.num_hosts > 1,
                                keep=config.keep, keep_every=config.keep_every,
                                keep_best=config.keep_best)
+    # Estimator stops at a loss that is not finite; here training.watching decides.
+    loss = step.scalars["loss"]
+    loss = tf.where(tf.math.is_finite(loss), loss, tf.zeros_like(loss))
     return tf.estimator.tpu.TPUEstimatorSpec(
-        tf.estimator.ModeKeys.TRAIN, loss=step.scalars["loss"], train_op=step.update,
+        tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=step.update,
         host_call=host_call, training_hooks=[mtf.MtfRestoreHook(step.lowering), log,
                                                hooks.Recoveries(), save])
 
@@ -112,7 +115,9 @@ def train_step(config, objective, mesh, features, lower, start=None):
     variables = graph.trainable_variables
     gradients, norm = optimizers.clip_by_global_norm(gradients, config.gradient_clipping)
     rate = schedules.learning_rate(global_step, config)
-    updates = optimizers.optimizer(config, rate, global_step + 1).apply_grads(gradients, variables)
+    finite = optimizers.finite([values["loss"], norm]) if config.on_nan == "skip" else None
+    updates = optimizers.optimizer(config, rate, global_step + 1).apply_grads(gradients, variables,
+                                                                             finite)
     values["gradient_norm"] = norm
     values["parameter_norm"] = optimizers.global_norm([v.value for v in variables])
 

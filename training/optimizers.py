@@ -6,7 +6,7 @@ from configs.errors import UserError
 from mesh.compat import mtf, tf
 from training import updates
 from training.adafactor import Adafactor
-from training.slices import SliceUpdate, SumOfSquares, slicewise
+from training.slices import SumOfSquares, slicewise
 
 
 def global_norm(tensors):
@@ -38,6 +38,14 @@ def clip_by_global_norm(grads, max_norm):
         return grad * tf.cast(max_norm / tf.maximum(norm, max_norm), grad.dtype)
 
     return [slicewise(scale, [grad, norm], grad.dtype) for grad in grads], norm
+
+
+def finite(values):
+    """Whether all of some mtf scalars are finite: an mtf float32 scalar, 1 or 0."""
+    def both(*values):
+        return tf.cast(tf.reduce_all(tf.math.is_finite(tf.stack(values))), tf.float32)
+
+    return slicewise(both, values)
 
 
 class AdamW(updates.Optimizer):
@@ -78,7 +86,7 @@ class AdamW(updates.Optimizer):
                     lr=self._rate, beta1=self._betas[0], beta2=self._betas[1],
                     epsilon=self._epsilon, grad=tf.cast(inputs[0], tf.float32))
 
-        return [SliceUpdate([variable, *slots], [grad], update, "adamw")]
+        return [self.slice_update([variable, *slots], [grad], update, "adamw")]
 
 
 class Sgd(updates.Optimizer):
@@ -115,7 +123,7 @@ class Sgd(updates.Optimizer):
             kept = weight if decay is None else weight * decay
             return tf.group(tf.assign(weight, kept - self._lr * change), *done)
 
-        return [SliceUpdate([variable, *slots], [grad], update, "sgd")]
+        return [self.slice_update([variable, *slots], [grad], update, "sgd")]
 
 
 class Lion(updates.Optimizer):
@@ -148,7 +156,8 @@ class Lion(updates.Optimizer):
             return tf.group(tf.assign(weight, kept - self._lr * direction),
                             tf.assign(slices[1], beta2 * mean + (1.0 - beta2) * gradient))
 
-        return [SliceUpdate([variable, updates.slot(variable, "lion_m")], [grad], update, "lion")]
+        return [self.slice_update([variable, updates.slot(variable, "lion_m")], [grad], update,
+                                  "lion")]
 
 
 def optimizer(config, learning_rate, step):

@@ -30,6 +30,7 @@ from training import (
     starting,
     stopping,
     tasks,
+    watching,
 )
 from training.samples import Samples
 
@@ -73,7 +74,12 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None):
     writer = metrics.Writer(config.model_path)
     writer.start(step)
     writer.text("config", metrics.fenced(config.describe()), step)
-    meter = metrics.Meter(config, facts, writer)
+    if evaluating:
+        # One for the whole run: each writer is a file of its own.
+        eval_writer = metrics.Writer(os.path.join(config.model_path, "eval"))
+        eval_writer.start(step)
+    watch = watching.Watch(config, record.start_window)
+    meter = metrics.Meter(config, facts, writer, watch)
     samples = Samples(config, writer)
     estimator = make_estimator(config, objective, meter, tpu, start and start.initializer)
     scores = None
@@ -91,12 +97,14 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None):
                 stop.end(step)
             if evaluating:
                 scores = _evaluate(config, objective, estimator, measured)
-                _report(config, objective, step, meter, scores, measured,
+                _report(config, objective, step, meter, eval_writer, scores, measured,
                         time.monotonic() - started)
                 samples.write(step)
     samples.close()
     meter.close()
     writer.close()
+    if evaluating:
+        eval_writer.close()
     if scores is None and evaluating:
         scores = _evaluate(config, objective, estimator, measured)
     _print_summary(step=step, train_loss=meter.loss, **(scores or _NO_SCORES),
@@ -264,10 +272,6 @@ def _run_estimator(config, estimator, job, *args, **kwargs):
         # Outside of all graphs TPUEstimator would take this process's devices for the TPU's.
         with tf.Graph().as_default(), tpu_loops() if on_tpu else contextlib.nullcontext():
             return getattr(estimator, job)(*args, **kwargs)
-    except tf.train.NanLossDuringTrainingError as error:
-        raise UserError(
-            f"{config.model_path}: the loss is not a number any more; the last checkpoint is good: "
-            "lower lr, or set gradient_clipping, and start again from it") from error
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"{refusal(error)}; lower the batch size or n_ctx, or set "
                         "tokens_per_mb_per_replica or recompute_grad") from error
@@ -295,8 +299,8 @@ def _evaluate(config, objective, estimator, measured, bar=None, checkpoint=None)
     return {**_NO_SCORES, **objective.report(result, facts), **measured.scores()}
 
 
-def _report(config, objective, step, meter, scores, measured, seconds):
-    """Writes an evaluation to metrics.jsonl, TensorBoard (as run `eval`) and the terminal.
+def _report(config, objective, step, meter, writer, scores, measured, seconds):
+    """Writes an evaluation to metrics.jsonl, TensorBoard (by `writer`) and the terminal.
 
     The checkpoint's loss may make it one of the best, or another one no longer one of them.
     """
@@ -306,14 +310,12 @@ def _report(config, objective, step, meter, scores, measured, seconds):
     metrics.append_line(config.model_path, dict(
         step=step, train_loss=meter.loss, **scores, tokens_per_sec=meter.tokens_per_second,
         seconds=seconds, model_path=config.model_path))
-    writer = metrics.Writer(os.path.join(config.model_path, "eval"))
     shown = {name.replace("eval_loss", "loss"): value for name, value in scores.items()
              if isinstance(value, float)}
     on_tasks = scores.get("tasks", {})
     writer.scalars({**shown, **tasks.scalars(on_tasks)}, step)
     for name, png in measured.pictures.items():
         writer.picture(name, png, step)
-    writer.close()
     parts = [f"step {step}: validation loss {scores['eval_loss']:.4f}"]
     parts += [f"{name.replace('_', ' ')} {scores[name]:.4f}"
               for name in (*objective.shown, *measured.shown) if scores.get(name) is not None]
