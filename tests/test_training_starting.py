@@ -150,6 +150,17 @@ def test_a_context_grows_and_shrinks(source, tmp_path, capsys, n_ctx):
     np.testing.assert_array_equal(after, np.concatenate([before] * 3)[:n_ctx])
 
 
+def test_a_run_on_a_remote_file_system_gets_a_copy(source, tmp_path, capsys):
+    data, run, summary = source
+    there = f"ram://{tmp_path.name}/run"
+    path = jobs.config(tmp_path, data, init_from=run, train_steps=1,
+                       **{**KEYS, "lr": 0.0, "model_path": there})
+    result = jobs.here(capsys, path)
+    assert result.summary["eval_loss"] == pytest.approx(summary["eval_loss"], abs=1e-6)
+    assert f"starting from {there}/init/model.ckpt-8" in result.stderr
+    assert not tf.io.gfile.glob(f"{there}/init/*")
+
+
 def test_rotary_positions_fit_any_context(source, tmp_path, capsys):
     keys = {**KEYS, "eval_steps": 0, "position": "rotary", "train_steps": 1}
     first = jobs.config(tmp_path, source[0], name="first", **keys)

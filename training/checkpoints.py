@@ -152,6 +152,14 @@ def check_shapes(config, checkpoint, variables):
                             f"{list(shape)}; {remedy}")
 
 
+def copy(checkpoint, folder):
+    """Copies a checkpoint's files into a folder, which is made; returns the copy's path."""
+    tf.io.gfile.makedirs(folder)
+    for path in tf.io.gfile.glob(checkpoint + ".*"):
+        tf.io.gfile.copy(path, os.path.join(folder, os.path.basename(path)), overwrite=True)
+    return os.path.join(folder, os.path.basename(checkpoint))
+
+
 def restore(config, saver, session, checkpoint):
     """Reads a checkpoint of the run into the variables of `saver`, a tf.train.Saver.
 

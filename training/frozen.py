@@ -158,17 +158,15 @@ def adopt(config, frozen):
         return
     source = os.path.dirname(frozen.checkpoint)
     try:
-        tf.io.gfile.makedirs(target)
-        for path in tf.io.gfile.glob(frozen.checkpoint + ".*"):
-            tf.io.gfile.copy(path, os.path.join(target, os.path.basename(path)), overwrite=True)
+        copied = checkpoints.copy(frozen.checkpoint, target)
         for name in ("config.json", "run.json"):
             tf.io.gfile.copy(os.path.join(source, name), os.path.join(target, name),
                              overwrite=True)
         # Last: without it there is no checkpoint, and the copy begins anew.
         checkpoints.write_text(
             os.path.join(target, "checkpoint"),
-            f'model_checkpoint_path: "{os.path.basename(frozen.checkpoint)}"\n')
+            f'model_checkpoint_path: "{os.path.basename(copied)}"\n')
     except tf.errors.OpError as error:
         raise UserError(f"{target} cannot be written ({error.message}); give another --model_path, "
                         "or see to its permissions") from error
-    frozen.checkpoint = os.path.join(target, os.path.basename(frozen.checkpoint))
+    frozen.checkpoint = copied

@@ -45,15 +45,23 @@ class Start:
     save: Callable | None = None
 
     def adopt(self, config):
-        """Makes a run of the weights, in the directory of the run that starts from them.
+        """Puts the weights where all of the run's devices can read them, if they are not there.
 
         Raises:
-          UserError: the directory cannot be written.
+          UserError: the run's directory cannot be written.
         """
-        if self.save:
-            forget(config)
-            self.save()
-            self.checkpoint = checkpoints.latest(self.config.model_path)
+        forget(config)
+        folder = os.path.join(config.model_path, _FOLDER)
+        try:
+            if self.save:
+                self.save()
+                self.checkpoint = checkpoints.latest(self.config.model_path)
+            elif "://" in folder and "://" not in self.checkpoint:
+                # The workers of a TPU do not see this machine's files.
+                self.checkpoint = checkpoints.copy(self.checkpoint, folder)
+        except tf.errors.OpError as error:
+            raise UserError(f"{folder} cannot be written ({error.message}); give another "
+                            "--model_path, or see to its permissions") from error
         logging.info("starting from %s", self.checkpoint)
 
     @functools.cached_property
