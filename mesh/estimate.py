@@ -52,18 +52,21 @@ def step_seconds(schedule, traffic, generation):
             "gathers": sum(3 * x.bytes * x.times for x in schedule.moved) / generation.memory_rate}
 
 
-def traffic(schedule, mesh, coordinates, generation):
+def traffic(schedule, mesh, coordinates, generation, order=None):
     """Collectives summed by mesh dimension and kind: a list of Traffic, the slowest first.
 
     Args:
       schedule: a mesh.optimized.Schedule.
-      mesh: [(name, size)] of a config, whose positions are the cores in order.
+      mesh: [(name, size)] of a config.
       coordinates: (x, y, z, number on its chip) of each core.
       generation: a mesh.tpus.Generation.
+      order: the core of each position of the mesh (mesh.torus.order); by default the same number.
     """
     rows = {}
+    position = {core: place for place, core in enumerate(order or range(len(coordinates)))}
     for collective in schedule.collectives:
-        key = axes_of(collective.groups, mesh), collective.kind
+        groups = [[position[core] for core in group] for group in collective.groups]
+        key = axes_of(groups, mesh), collective.kind
         count, size, seconds = rows.get(key, (0, 0, 0.0))
         rows[key] = (count + collective.times, size + collective.times * collective.bytes,
                      seconds + collective.times * seconds_of(collective, coordinates, generation))

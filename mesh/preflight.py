@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 from configs.errors import UserError
-from mesh import estimate, pjrt
+from mesh import compile_cache, estimate, pjrt, torus
 from mesh.optimized import Schedule
 
-ABSENT = ("--preflight: the TPU compiler is not installed; `make preflight-env` installs it "
+ABSENT = ("the TPU compiler is not installed; `make preflight-env` installs it "
           "(libtpu, 140 MB; no TPU is needed), or pip install -r requirements-preflight.txt")
 
 # The compiler's process has to find this package, wherever the command was given.
@@ -56,14 +56,15 @@ def check_installed():
       UserError: says how to get it.
     """
     if pjrt.library() is None:
-        raise UserError(ABSENT)
+        raise UserError(f"--preflight: {ABSENT}")
 
 
 def compile_for(program, tpu, mesh):
-    """Compiles a program for a TPU slice.
+    """Compiles a program for a TPU slice, or takes what the compiler said of it before.
 
     Args:
-      program: a mesh.ahead.Program. tpu: a mesh.tpus.Slice with as many cores.
+      program: a mesh.ahead.Program, made for the slice's torus.
+      tpu: a mesh.tpus.Slice with as many cores.
       mesh: [(name, size)] of the config.
 
     Returns:
@@ -72,16 +73,14 @@ def compile_for(program, tpu, mesh):
     Raises:
       UserError: the compiler refused for another reason, or died.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "mesh.compiler", tpu.topology, str(program.cores)],
-        input=program.module, capture_output=True, cwd=_ROOT)
-    first, _, optimized = done.stdout.partition(b"\n")
-    if done.returncode or not first:
-        logging.debug("%s", done.stderr.decode("utf-8", "replace"))
-        raise UserError(f"--preflight {tpu.name}: the compiler ended with status "
-                        f"{done.returncode} (out of this machine's memory?); --verbose shows what "
-                        "it said")
+    name = compile_cache.key(program.module, tpu.topology, program.cores)
+    answer = compile_cache.get(name)
+    if fresh := answer is None:
+        answer = _answer(program, tpu)
+    first, _, optimized = answer.partition(b"\n")
     facts = json.loads(first)
+    if fresh and facts.get("code", pjrt.OUT_OF_MEMORY) == pjrt.OUT_OF_MEMORY:
+        compile_cache.put(name, answer)
     if facts.get("code") == pjrt.OUT_OF_MEMORY:
         return TooLarge(_needed(facts["message"]), facts["message"])
     if "message" in facts:
@@ -89,11 +88,25 @@ def compile_for(program, tpu, mesh):
                         f"{facts['message'].splitlines()[0]}")
     schedule = Schedule(optimized)
     coordinates = [tuple(place) for place in facts["coordinates"]]
-    traffic = estimate.traffic(schedule, mesh, coordinates, tpu.generation)
+    traffic = estimate.traffic(schedule, mesh, coordinates, tpu.generation,
+                               torus.order(mesh, tpu.torus))
     memory = facts["memory"]
     return Compiled({"arguments": memory["argument"], "temporaries": memory["temp"],
                      "results": memory["output"] - memory["alias"], "code": memory["code"]},
                     schedule, traffic, estimate.step_seconds(schedule, traffic, tpu.generation))
+
+
+def _answer(program, tpu):
+    """What mesh.compiler writes of a program: a line of JSON, then the optimized program."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mesh.compiler", tpu.topology, str(program.cores)],
+        input=program.module, capture_output=True, cwd=_ROOT)
+    if done.returncode or not done.stdout:
+        logging.debug("%s", done.stderr.decode("utf-8", "replace"))
+        raise UserError(f"--preflight {tpu.name}: the compiler ended with status "
+                        f"{done.returncode} (out of this machine's memory?); --verbose shows what "
+                        "it said")
+    return done.stdout
 
 
 def _needed(message):

@@ -6,6 +6,8 @@ libtpu 0.0.20 lets a program have of it.
 """
 
 import difflib
+import itertools
+import math
 import re
 from typing import NamedTuple
 
@@ -56,6 +58,19 @@ class Slice(NamedTuple):
     cores: int
     topology: str
     generation: Generation
+
+    @property
+    def torus(self):
+        """[x, y, z, cores on a chip]."""
+        sides = [int(size) for size in self.topology.split(":")[1].split("x")]
+        sides += [1] * (3 - len(sides))
+        return [*sides, self.cores // math.prod(sides)]
+
+    @property
+    def coordinates(self):
+        """(x, y, z, number on its chip) of each core, as mesh/pjrt.py lists them."""
+        x, y, z, on_chip = map(range, self.torus)
+        return [(a, b, c, core) for c, b, a, core in itertools.product(z, y, x, on_chip)]
 
 
 def find(name, flag="--preflight"):

@@ -22,6 +22,8 @@ def test_slices_by_name():
             for size in shape.split("x"):
                 chips *= int(size)
             assert chips * per_chip == cores
+    assert tpus.find("v3-8").coordinates == COORDINATES
+    assert tpus.find("v4-16").torus == [2, 2, 2, 2] and tpus.find("v5e-8").torus == [2, 4, 1, 1]
     for name, hint in (("v3-9", "v3-8"), ("v4-12", "v4-16"), ("v6-8", "v5e-8|v3-8"), ("", "v2-8")):
         with pytest.raises(UserError, match=f"--preflight {name}: no such TPU slice.*({hint})"):
             tpus.find(name)

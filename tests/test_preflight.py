@@ -8,7 +8,7 @@ import jobs
 import pytest
 
 from configs import schema
-from mesh import pjrt, tpus
+from mesh import compile_cache, pjrt, tpus
 from mesh import preflight as mesh_preflight
 from mesh.compat import mtf
 from training import ahead, objectives
@@ -59,6 +59,23 @@ def test_model_flops_count_what_a_token_passes():
                             moe_params={"num_experts": 4, "gating": "top_2"})
     assert flops(experts, a=[("x", 5)], b=[("experts", 4), ("x", 6)]) == (
         6 * (5 + 2 * 6) + 12 * 2 * 8 * 16)
+
+
+@compiled
+def test_a_program_is_compiled_once(tmp_path, capsys, monkeypatch):
+    """The program that another process made has the same key; a damaged answer is left out."""
+    monkeypatch.setenv("GPTC_COMPILE_CACHE", f"{tmp_path}/kept")
+    keys = dict(n_layer=1, mesh_shape="x:4,y:2", layout="batch:x,heads:y,intermediate_expanded:y")
+    config = jobs.config(tmp_path, ABSENT, **{**SPLIT, **keys})
+    alone = jobs.process(config, "--preflight", "v3-8").summary
+    [kept] = (tmp_path / "kept").iterdir()
+    kept.with_name("other.gz").write_bytes(kept.read_bytes()[:50])
+    monkeypatch.setattr(mesh_preflight, "_answer", None)
+    here = preflight(capsys, tmp_path, "v3-8", **keys)
+    assert here.summary == alone
+    assert compile_cache.get(kept.name[:-3]) and compile_cache.get("other") is None
+    # On the torus the pairs of y are the two cores of a chip: they need no link.
+    assert {row["axes"] for row in alone["collectives"]} >= {"x", "y"}
 
 
 @compiled

@@ -43,7 +43,7 @@ def _compiled(config, tpu):
     """(what preflight.compile_for says of a config's step, its model FLOPs a token)."""
     facts, specs = _data(config)
     objective = objectives.of_run(config, facts, frozen.of_run(config))
-    program, impl = ahead.program(config, objective, specs)
+    program, impl = ahead.program(config, objective, specs, tpu.torus)
     logging.info("compiling for %s (%s); this takes minutes for a large model", tpu.name,
                  tpu.topology)
     return (preflight.compile_for(program, tpu, config.mesh),
