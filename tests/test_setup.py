@@ -13,7 +13,7 @@ import pytest
 PIN = re.compile(r'([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)(; python_version [<>=]+ "3\.\d+")?')
 FILES = ["requirements.txt", "requirements-dev.txt", "requirements-compare.txt",
          "requirements-preflight.txt", "requirements-layouts.txt", "requirements-sweep.txt",
-         "requirements-gpu.txt"]
+         "requirements-gpu.txt", "requirements-serve.txt"]
 
 
 def normal(name):
@@ -78,8 +78,8 @@ def third_party_imports(root, benchmarks=False):
 def test_everything_imported_is_required(root):
     imported = third_party_imports(root)
     assert {"tensorflow", "mesh_tensorflow", "yaml", "google_crc32c"} <= set(imported)
-    # All else works without the solver of layouts and the chooser of sweeps.
-    required = {name for part in ("", "-layouts", "-sweep")
+    # All else works without the solver of layouts, the chooser of sweeps and the web's framework.
+    required = {name for part in ("", "-layouts", "-sweep", "-serve")
                 for name in pins(root, f"requirements{part}.txt")}
     distributions = importlib.metadata.packages_distributions()
     for name, path in imported.items():

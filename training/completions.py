@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 
+from configs.errors import UserError
+
 
 @dataclasses.dataclass
 class Completion:
@@ -92,3 +94,25 @@ class Row:
             sample.text = whole[len(sample.head):]
         else:
             sample.text = encoder.decode(tokens)
+
+
+def encode_prompt(encoder, prompt):
+    """Token ids of a prompt; never none.
+
+    Raises:
+      UserError: the encoder does not know a character, or finds nothing in the prompt.
+    """
+    if not prompt:
+        start = "\n" if encoder.name == "char" else ""
+        try:
+            return encoder.encode(start) or [encoder.eos_id]
+        except UserError:
+            return [encoder.eos_id]
+    try:
+        tokens = encoder.encode(prompt)
+    except UserError as error:
+        raise UserError(f"prompt: {error}") from error
+    if not tokens:
+        raise UserError(f"prompt: encoder {encoder.spec} finds no token in {prompt[:40]!r}; give "
+                        "some text, or no prompt at all")
+    return tokens

@@ -16,7 +16,7 @@ from mesh.compat import mtf, tf
 from mesh.kept import Kept
 from models import layers, sampling
 from training import checkpoints, language_models
-from training.completions import Completion, Row
+from training.completions import Completion, Row, encode_prompt
 
 # New tokens between looks at the text for stop strings.
 CHUNK = 32
@@ -260,28 +260,6 @@ def _predictor(config, encoder, tpu):
     from training.tpu_predictor import TpuPredictor
 
     return TpuPredictor(config, encoder, tpu)
-
-
-def encode_prompt(encoder, prompt):
-    """Token ids of a prompt; never none.
-
-    Raises:
-      UserError: the encoder does not know a character, or finds nothing in the prompt.
-    """
-    if not prompt:
-        start = "\n" if encoder.name == "char" else ""
-        try:
-            return encoder.encode(start) or [encoder.eos_id]
-        except UserError:
-            return [encoder.eos_id]
-    try:
-        tokens = encoder.encode(prompt)
-    except UserError as error:
-        raise UserError(f"prompt: {error}") from error
-    if not tokens:
-        raise UserError(f"prompt: encoder {encoder.spec} finds no token in {prompt[:40]!r}; give "
-                        "some text, or no prompt at all")
-    return tokens
 
 
 def lines():
