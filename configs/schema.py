@@ -26,7 +26,9 @@ DERIVED = ("head_size", "rotary_size", "n_vocab_padded", "mesh_size", "batch_spl
 
 
 # pydantic lists the last base's keys first.
-class RunConfig(clip_keys.ClipSection, MoeSection, *reversed(keys.GROUPS)):  # type: ignore[misc]
+class RunConfig(clip_keys.ClipSection, MoeSection, keys.RunKeys, keys.PredictKeys, keys.DataKeys,
+                keys.MeshKeys, keys.OptimizerKeys, keys.MaskedKeys, keys.LossKeys,
+                keys.TrainingKeys, keys.InitKeys, keys.ModelKeys):
     """All keys of a run, checked against each other; immutable.
 
     Values that default to those of another key (eval_batch_size, lr_decay_end, attention_types,
@@ -186,9 +188,10 @@ class RunConfig(clip_keys.ClipSection, MoeSection, *reversed(keys.GROUPS)):  # t
                  "position", "activation_function", "no_weight_tie", "layer_norm_epsilon",
                  "norm", "rezero", "parallel_residual", "macaron", "mlp_glu", "share_parameters"]
         facts = {name: getattr(self, name) for name in names}
-        facts["attention_types"] = list(self.attention_types)
+        kinds = list(self.attention_types or ())
+        facts["attention_types"] = kinds
         facts["num_mem_kv"] = self.num_mem_kv
-        if "local" in self.attention_types:
+        if "local" in kinds:
             facts["local_attention_radius"] = self.local_attention_radius
         facts.update(moe_architecture(self))
         parts = {"clip": clip_keys.TOWER_KEYS, "clip_student": ["window"],

@@ -65,7 +65,8 @@ _OPENAI = _Naming(
 )
 
 
-def read(path, activation=None, heads=None):
+def read(path: str, activation: str | None = None,
+         heads: int | None = None) -> tuple["ClipSizes", dict[str, np.ndarray]]:
     """A text tower's architecture and weights.
 
     Args:

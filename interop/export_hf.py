@@ -4,10 +4,12 @@ import json
 import logging
 import os
 
+import numpy as np
 import safetensors.numpy
 from tqdm import tqdm
 
 from configs.errors import UserError
+from configs.schema import RunConfig
 from interop import folders, hf_gpt2, hf_gpt_neo, hf_gpt_neox, hf_gptj, mapping
 from mesh.compat import tf
 from training import checkpoints
@@ -22,7 +24,7 @@ _NEEDS = {"norm": "layer", "rezero": False, "macaron": False, "mlp_glu": False,
 _SHARD = 5 * 10**9
 
 
-def export(config, directory):
+def export(config: RunConfig, directory: str) -> None:
     """Writes the checkpoint that the config names, in float32.
 
     Everything is checked before anything is written.
@@ -119,7 +121,9 @@ def _write_json(folder, name, value):
 
 def _write_weights(folder, tensors, full):
     """Writes model.safetensors, or shards of it with an index."""
-    shards, held, size, total = [], {}, 0, 0
+    shards: list[tuple[str, list[str]]] = []
+    held: dict[str, np.ndarray] = {}
+    size = total = 0
 
     def flush():
         path = os.path.join(folder, f"{len(shards)}.partial")

@@ -1,12 +1,13 @@
 """Directories that are written whole or not at all."""
 
 import contextlib
+from collections.abc import Iterator
 
 from configs.errors import UserError
 from mesh.compat import tf
 
 
-def check_free(directory, flag):
+def check_free(directory: str, flag: str) -> None:
     """Refuses a directory that is there already; `flag` begins the message.
 
     Raises:
@@ -18,7 +19,7 @@ def check_free(directory, flag):
 
 
 @contextlib.contextmanager
-def written(directory, flag):
+def written(directory: str, flag: str) -> Iterator[str]:
     """A context with the temporary name of a directory, which has its own name in the end.
 
     Args:

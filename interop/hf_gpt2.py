@@ -1,9 +1,15 @@
 """Hugging Face's GPT-2 (transformers' GPT2LMHeadModel)."""
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+from configs.schema import RunConfig
 from interop.mapping import Rule, dense, norm
 from interop.settings import activation_name
+
+if TYPE_CHECKING:
+    from interop.sources import Source
 
 # Masks that older files hold, and the head, which is the token table once more.
 IGNORED = r"h\.\d+\.attn\.(bias|masked_bias)$|lm_head\.weight$"
@@ -11,20 +17,20 @@ GPT2_VOCABS = (50257,)
 # What the config of a run has to say for transformers to have its model.
 NEEDS = {"position": "learned", "parallel_residual": "none", "no_weight_tie": False}
 # The keys that bring variables for which there is no place.
-NO_PLACE = {}
+NO_PLACE: dict[str, str] = {}
 
 
-def short(name):
+def short(name: str) -> str:
     """A tensor's name as the table has it."""
     return name.removeprefix("transformer.")
 
 
-def full(name):
+def full(name: str) -> str:
     """A tensor's name in files of transformers' model: the inverse of `short`."""
     return "transformer." + name
 
 
-def rules(queries=None):
+def rules(queries: Callable | None = None) -> list[Rule]:
     """The table of variables; `queries` is what queries are multiplied by: see Rule."""
     return [
         Rule("wte", "wte.weight", "vocab embd -> vocab embd"),
@@ -40,7 +46,7 @@ def rules(queries=None):
         *norm("norm_f", "ln_f")]
 
 
-def read(source):
+def read(source: "Source") -> tuple[dict, list[Rule]]:
     """(our config's keys, the table of variables) of a sources.Source.
 
     Raises:
@@ -51,7 +57,7 @@ def read(source):
         raise theirs.error("add_cross_attention", "models that attend to others are not taken")
     if not theirs.flag("tie_word_embeddings", True):
         raise theirs.error("tie_word_embeddings", "only tied heads can be imported")
-    keys = dict(
+    keys: dict[str, Any] = dict(
         n_vocab=theirs.whole("vocab_size", 50257), n_embd=theirs.whole("n_embd", 768),
         n_layer=theirs.whole("n_layer", 12), n_head=theirs.whole("n_head", 12),
         n_ctx=theirs.whole("n_positions", 1024),
@@ -66,7 +72,7 @@ def read(source):
     return keys, rules(None if factor == 1.0 else lambda layer: factor)
 
 
-def write(config):
+def write(config: RunConfig) -> tuple[dict, list[Rule]]:
     """(transformers' config, the table of variables) of a run's config that is as NEEDS says."""
     return dict(
         architectures=["GPT2LMHeadModel"], model_type="gpt2", n_embd=config.n_embd,

@@ -1,9 +1,15 @@
 """Hugging Face's GPT-Neo (transformers' GPTNeoForCausalLM)."""
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from configs.schema import RunConfig
 from interop.mapping import Rule, dense, norm
 from interop.settings import activation_name
+
+if TYPE_CHECKING:
+    from interop.sources import Source
 
 # Masks that older files hold, and the head, which is the token table once more.
 IGNORED = r"h\.\d+\.attn\.attention\.(bias|masked_bias)$|lm_head\.weight$"
@@ -13,17 +19,17 @@ NEEDS = {"position": "learned", "parallel_residual": "none", "no_weight_tie": Fa
 NO_PLACE = {"attn/qkv/bias": "attention_types"}
 
 
-def short(name):
+def short(name: str) -> str:
     """A tensor's name as the table has it."""
     return name.removeprefix("transformer.")
 
 
-def full(name):
+def full(name: str) -> str:
     """A tensor's name in files of transformers' model: the inverse of `short`."""
     return "transformer." + name
 
 
-def rules(queries):
+def rules(queries: Callable) -> list[Rule]:
     """The table of variables; `queries` is what queries are multiplied by: see Rule."""
     attention = "h.{}.attn.attention."
     return [
@@ -40,7 +46,7 @@ def rules(queries):
         *norm("norm_f", "ln_f")]
 
 
-def read(source):
+def read(source: "Source") -> tuple[dict, list[Rule]]:
     """(our config's keys, the table of variables) of a sources.Source.
 
     GPT-Neo does not divide its scores by √(size of a head), so the queries make up for it.
@@ -62,13 +68,13 @@ def read(source):
     return keys, rules(lambda layer: math.sqrt(width // heads))
 
 
-def write(config):
+def write(config: RunConfig) -> tuple[dict, list[Rule]]:
     """(transformers' config, the table of variables) of a run's config that is as NEEDS says."""
     return dict(
         architectures=["GPTNeoForCausalLM"], model_type="gpt_neo", hidden_size=config.n_embd,
         num_layers=config.n_layer, num_heads=config.n_head,
         max_position_embeddings=config.n_ctx, intermediate_size=config.intermediate,
-        attention_types=[[[kind], 1] for kind in config.attention_types],
+        attention_types=[[[kind], 1] for kind in config.attention_types or ()],
         window_size=config.local_attention_radius, layer_norm_epsilon=config.layer_norm_epsilon,
         activation_function=activation_name(config), embed_dropout=config.embed_dropout,
         resid_dropout=config.res_dropout, attention_dropout=config.attn_dropout,

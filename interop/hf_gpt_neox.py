@@ -1,9 +1,14 @@
 """Hugging Face's GPT-NeoX and Pythia (transformers' GPTNeoXForCausalLM)."""
 
 import math
+from typing import TYPE_CHECKING
 
+from configs.schema import RunConfig
 from interop.mapping import Rule, dense, norm
 from interop.settings import activation_name
+
+if TYPE_CHECKING:
+    from interop.sources import Source
 
 # Masks and wavelengths that older files hold, and a head that is the token table once more.
 IGNORED = r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$|embed_out\.weight$"
@@ -13,18 +18,18 @@ NEEDS = {"position": "rotary", "rotary_style": "halves"}
 NO_PLACE = {"head/bias": "no_weight_tie"}
 
 
-def short(name):
+def short(name: str) -> str:
     """A tensor's name as the table has it."""
     # transformers' module says lm_head, its files embed_out.
     return name.removeprefix("gpt_neox.").replace("lm_head.", "embed_out.")
 
 
-def full(name):
+def full(name: str) -> str:
     """A tensor's name in files of transformers' model: the inverse of `short`."""
     return name if name.startswith("embed_out.") else "gpt_neox." + name
 
 
-def rules(tied=False, biased=True):
+def rules(tied: bool = False, biased: bool = True) -> list[Rule]:
     """The table of variables.
 
     Args:
@@ -48,7 +53,7 @@ def rules(tied=False, biased=True):
         *heads]
 
 
-def read(source):
+def read(source: "Source") -> tuple[dict, list[Rule]]:
     """(our config's keys, the table of variables) of a sources.Source.
 
     Raises:
@@ -85,7 +90,7 @@ def _rotary(theirs, head_size):
                 rotary_base=rope.number("rope_theta", theirs.number("rotary_emb_base", 10000.0)))
 
 
-def write(config):
+def write(config: RunConfig) -> tuple[dict, list[Rule]]:
     """(transformers' config, the table of variables) of a run's config that is as NEEDS says.
 
     A block with one norm has it twice there.

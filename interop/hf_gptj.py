@@ -1,7 +1,13 @@
 """Hugging Face's GPT-J (transformers' GPTJForCausalLM)."""
 
+from typing import TYPE_CHECKING
+
+from configs.schema import RunConfig
 from interop.mapping import Rule, dense, norm
 from interop.settings import activation_name
+
+if TYPE_CHECKING:
+    from interop.sources import Source
 
 # Masks that older files hold, and a head that is the token table once more.
 IGNORED = r"h\.\d+\.attn\.(bias|masked_bias)$|lm_head\.weight$"
@@ -12,17 +18,17 @@ NEEDS = {"position": "rotary", "rotary_style": "interleaved", "rotary_base": 100
 NO_PLACE = {"attn/qkv/bias": "rotary_style", "attn/out/bias": "rotary_style"}
 
 
-def short(name):
+def short(name: str) -> str:
     """A tensor's name as the table has it."""
     return name.removeprefix("transformer.")
 
 
-def full(name):
+def full(name: str) -> str:
     """A tensor's name in files of transformers' model: the inverse of `short`."""
     return name if name.startswith("lm_head.") else "transformer." + name
 
 
-def rules(tied=False):
+def rules(tied: bool = False) -> list[Rule]:
     """The table of variables; a head that is tied to the token table has a bias all the same."""
     return [
         Rule("wte", "wte.weight", "vocab embd -> vocab embd"),
@@ -38,15 +44,15 @@ def rules(tied=False):
         Rule("head/bias", "lm_head.bias", "vocab -> vocab")]
 
 
-def read(source):
+def read(source: "Source") -> tuple[dict, list[Rule]]:
     """(our config's keys, the table of variables) of a sources.Source.
 
     Raises:
       UserError: a value cannot be used.
     """
     theirs = source.settings
-    rotary = theirs.whole("rotary_dim", None)
-    if rotary is None:
+    rotary = theirs.whole("rotary_dim", 0)
+    if not rotary:
         raise theirs.error("rotary_dim", "how many features of a head rotate has to be given")
     keys = dict(
         n_vocab=theirs.whole("vocab_size", 50400), n_embd=theirs.whole("n_embd", 4096),
@@ -59,7 +65,7 @@ def read(source):
     return keys, rules(theirs.flag("tie_word_embeddings", False))
 
 
-def write(config):
+def write(config: RunConfig) -> tuple[dict, list[Rule]]:
     """(transformers' config, the table of variables) of a run's config that is as NEEDS says."""
     return dict(
         architectures=["GPTJForCausalLM"], model_type="gptj", n_embd=config.n_embd,

@@ -26,7 +26,7 @@ _WEIGHTS = (("model.safetensors", None),
             ("pytorch_model.bin.index.json", r"pytorch_model-\d+-of-\d+\.bin"))
 
 
-def local(source):
+def local(source: str) -> str:
     """The path of what --import_from or `init_from` names: itself, or that of a published model.
 
     A model is looked for in data/published, where its files may have been put by hand, then among

@@ -20,7 +20,7 @@ _NAMES = {"intermediate": "feed-forward width", "start_id": "start token's id",
           "end_id": "end token's id"}
 
 
-def import_clip(path, model_path, new=False, yes=False):
+def import_clip(path: str, model_path: str, new: bool = False, yes: bool = False) -> None:
     """Reads a CLIP text tower and writes it as a run of `model: "clip"` at step 0.
 
     Everything is read and checked before anything is written. The last line on stdout is a JSON
@@ -56,12 +56,12 @@ def _config(path, sizes, model_path):
     Raises:
       UserError: a run config cannot say what the tower is.
     """
-    config = RunConfig(
+    config = RunConfig.model_validate(dict(
         about=f"The text tower of {path}, imported to teach a student. It has no image tower.",
         model="clip", n_layer=sizes.layers, n_head=sizes.heads, n_embd=sizes.width,
         n_ctx=sizes.context, n_vocab=sizes.vocab, layer_norm_epsilon=sizes.epsilon,
         activation_function=ACTIVATIONS[sizes.activation], clip={"out": sizes.out},
-        train_batch_size=1, train_steps=1, lr=0.0, model_path=model_path)
+        train_batch_size=1, train_steps=1, lr=0.0, model_path=model_path))
     told = text_sizes(config)
     for name, value in dataclasses.asdict(sizes).items():
         if name != "vocab" and getattr(told, name) != value:

@@ -16,7 +16,8 @@ from mesh.compat import tf
 from training import checkpoints, starting
 
 
-def import_gpt(source, model_path, new=False, yes=False):
+def import_gpt(source: sources.Source, model_path: str, new: bool = False,
+               yes: bool = False) -> None:
     """Writes a language model as a run at step 0, with a config that --model takes.
 
     Everything is read and checked before anything is written. The last line on stdout is a JSON
@@ -41,7 +42,7 @@ def import_gpt(source, model_path, new=False, yes=False):
         encoder=record.encoder["spec"])), flush=True)
 
 
-def start(path, model_path):
+def start(path: str, model_path: str) -> starting.Start:
     """A training.starting.Start from a published language model, read and checked.
 
     Args:
@@ -99,7 +100,7 @@ def _config(source, keys, model_path):
 def _encoder(source, config):
     """(what run.json says of the encoder, [(file, its copy in the run)], the Encoder or None)."""
     folder, kept = source.folder, os.path.join(config.model_path, "encoder")
-    kinds = [("gpt2:", "", names) for names in NAMES]
+    kinds: list[tuple[str, str, tuple]] = [("gpt2:", "", names) for names in NAMES]
     # What tokenizer.json adds to GPT-2's encoder are ids that no text gives; others need it.
     kinds.insert(len(kinds) if source.family.GPT2_VOCABS else 0,
                  ("", "/tokenizer.json", ("tokenizer.json",)))

@@ -8,10 +8,12 @@ ours. Our dimensions in them: embd, qkv, heads, features (features_per_head), hi
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import einops
 import numpy as np
+
+from configs.schema import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +34,23 @@ class Rule:
     queries: Callable | None = None
 
     @property
-    def dims(self):
+    def dims(self) -> list[str]:
         """Names of our variable's dimensions."""
         return self.pattern.partition("->")[2].split()
 
-    def names(self, layer):
+    def names(self, layer: int | None) -> list[str]:
         """The other system's names, a list."""
         names = (self.theirs,) if isinstance(self.theirs, str) else self.theirs
         return [name.format(layer) for name in names]
 
-    def shape(self, sizes):
+    def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """The shape of one of the other system's tensors."""
         groups = re.findall(r"\(([^)]*)\)|(\S+)", self.pattern.partition("->")[0])
         shape = tuple(math.prod(_size(name, sizes) for name in (inner or single).split())
                       for inner, single in groups)
         return shape if isinstance(self.theirs, str) else shape[1:]
 
-    def turned(self):
+    def turned(self) -> str:
         """The pattern from ours to theirs."""
         theirs, ours = map(str.strip, self.pattern.split("->"))
         return f"{ours} -> {theirs}"
@@ -58,13 +60,14 @@ def _size(name, sizes):
     return int(name) if name.isdigit() else sizes[name]
 
 
-def sizes(config):
+def sizes(config: RunConfig) -> dict[str, int]:
     """The sizes of the dimensions in patterns, for a run's config."""
     return {"embd": config.n_embd, "qkv": 3, "heads": config.n_head, "features": config.head_size,
             "hidden": config.intermediate, "vocab": config.n_vocab, "positions": config.n_ctx}
 
 
-def dense(ours, theirs, pattern, weight=".weight", bias=".bias", queries=None):
+def dense(ours: str, theirs: str | tuple, pattern: str, weight: str = ".weight",
+          bias: str | None = ".bias", queries: Callable | None = None) -> list[Rule]:
     """Rules of a dense layer: `pattern` is the kernel's, and the bias has its outputs.
 
     Args:
@@ -91,13 +94,14 @@ def _inputs(ours):
     return {"attn/out": {"heads", "features"}, "mlp/out": {"hidden"}}.get(part, {"embd"})
 
 
-def norm(ours, theirs, gain=".weight", bias=".bias"):
+def norm(ours: str, theirs: str, gain: str = ".weight",
+         bias: str | None = ".bias") -> list[Rule]:
     """Rules of a layer norm; bias is None where there is none."""
     return [Rule(f"{ours}/gain", f"{theirs}{gain}", "embd -> embd"),
             Rule(f"{ours}/bias", () if bias is None else f"{theirs}{bias}", "embd -> embd")]
 
 
-def names(rules, config):
+def names(rules: list[Rule], config: RunConfig) -> Iterator[tuple[Rule, int | None, str]]:
     """(Rule, layer, our variable's full name) of each variable of a model, in its order."""
     single = [rule for rule in rules if "{}" not in rule.ours]
     layered = [rule for rule in rules if "{}" in rule.ours]
@@ -108,7 +112,8 @@ def names(rules, config):
             yield rule, layer, f"gpt/{rule.ours.format(layer)}"
 
 
-def to_ours(rules, config, take):
+def to_ours(rules: list[Rule], config: RunConfig,
+            take: Callable) -> Iterator[tuple[str, np.ndarray]]:
     """Our variables, one after the other, as they are taken from a file.
 
     Args:
@@ -122,18 +127,17 @@ def to_ours(rules, config, take):
     known = sizes(config)
     for rule, layer, name in names(rules, config):
         if not rule.theirs:
-            shape = [known[dim] for dim in rule.dims]
-            values = np.zeros(shape, np.float32)
+            values = np.zeros([known[dim] for dim in rule.dims], np.float32)
         else:
             parts = [take(their, *rule.shape(known)) for their in rule.names(layer)]
-            values = parts[0] if isinstance(rule.theirs, str) else parts
-            values = einops.rearrange(values, rule.pattern, **_needed(rule, known))
+            values = einops.rearrange(parts[0] if isinstance(rule.theirs, str) else parts,
+                                      rule.pattern, **_needed(rule, known))
         if rule.queries:
             values = _scaled(values, rule, np.multiply, rule.queries(layer))
         yield name, np.ascontiguousarray(_padded(values, rule, config))
 
 
-def without_place(rules, config, get):
+def without_place(rules: list[Rule], config: RunConfig, get: Callable) -> list[str]:
     """Names of our variables that are not 0, and for which the other system has no place.
 
     Args:
@@ -145,7 +149,8 @@ def without_place(rules, config, get):
             if not rule.theirs and np.any(get(name))]
 
 
-def to_theirs(rules, config, get):
+def to_theirs(rules: list[Rule], config: RunConfig,
+              get: Callable) -> Iterator[tuple[str, np.ndarray]]:
     """The other system's tensors, one after the other: the inverse of `to_ours`.
 
     Args:
@@ -179,7 +184,7 @@ def _needed(rule, known):
 def _scaled(values, rule, operation, factor):
     """The values with their queries multiplied, or divided, by a factor."""
     values = np.array(values)
-    index = [slice(None)] * values.ndim
+    index: list[slice | int] = [slice(None)] * values.ndim
     index[rule.dims.index("qkv")] = 0
     values[tuple(index)] = operation(values[tuple(index)], np.float32(factor))
     return values

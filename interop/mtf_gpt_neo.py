@@ -4,11 +4,16 @@ Their variables: https://github.com/EleutherAI/gpt-neo (models/gpt2/gpt2.py, mod
 """
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from configs import keys, schema
 from configs.errors import UserError
 from interop.mapping import Rule, dense, norm
 from mesh.compat import tf
+
+if TYPE_CHECKING:
+    from interop.sources import Source
 
 # What its optimizers keep: those of its own Adam, and mesh-tensorflow's Adafactor.
 IGNORED = r"(.*/adam_[mv]|.*_slot_(vr|vc|v|m)|global_step)$"
@@ -21,12 +26,12 @@ _MATTERS = {name: field.default for name, field in keys.ModelKeys.model_fields.i
             if name not in (*_TAKEN, "n_vocab", "pad_vocab_multiple")}
 
 
-def short(name):
+def short(name: str) -> str:
     """A variable's name as the table has it."""
     return name.removeprefix("gpt2/")
 
 
-def rules(queries):
+def rules(queries: Callable) -> list[Rule]:
     """The table of variables; `queries` is what queries are multiplied by: see Rule."""
     mlp = "h{}/mlp/conv1d_main/"
     return [
@@ -43,7 +48,7 @@ def rules(queries):
         *norm("norm_f", "ln_f", "/g", "/b")]
 
 
-def read(source):
+def read(source: "Source") -> tuple[dict, list[Rule]]:
     """(our config's keys, the table of variables) of a sources.Source.
 
     Its scores are not divided by √(size of a head), so the queries make up for it. A token table

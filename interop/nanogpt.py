@@ -1,6 +1,11 @@
 """nanoGPT's ckpt.pt (https://github.com/karpathy/nanoGPT, model.py and train.py)."""
 
+from typing import TYPE_CHECKING
+
 from interop.mapping import Rule, dense, norm
+
+if TYPE_CHECKING:
+    from interop.sources import Source
 
 # Masks that it keeps where PyTorch has no fast attention, and the head, which is the token table.
 IGNORED = r"h\.\d+\.attn\.bias$|lm_head\.weight$"
@@ -8,12 +13,12 @@ IGNORED = r"h\.\d+\.attn\.bias$|lm_head\.weight$"
 GPT2_VOCABS = (50257, 50304)
 
 
-def short(name):
+def short(name: str) -> str:
     """A tensor's name as the table has it; compiled models have a prefix."""
     return name.removeprefix("_orig_mod.").removeprefix("transformer.")
 
 
-def rules(biased=True):
+def rules(biased: bool = True) -> list[Rule]:
     """The table of variables; `biased` is whether dense layers and norms have biases."""
     bias = ".bias" if biased else None
     return [
@@ -30,7 +35,7 @@ def rules(biased=True):
         *norm("norm_f", "ln_f", bias=bias)]
 
 
-def read(source):
+def read(source: "Source") -> tuple[dict, list[Rule]]:
     """(our config's keys, the table of variables) of a sources.Source.
 
     Raises:

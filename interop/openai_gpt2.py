@@ -6,8 +6,12 @@ https://github.com/ConnorJL/GPT2 (models/gpt2/gpt2.py). Their sizes are in the v
 
 import logging
 import re
+from typing import TYPE_CHECKING
 
 from interop.mapping import Rule, dense, norm
+
+if TYPE_CHECKING:
+    from interop.sources import Source
 
 # What the optimizers of ConnorJL's trainer and of fine-tuning scripts keep.
 IGNORED = r"(.*/(Adam|Adafactor)\w*|(.*/)?beta\d_power\w*|global_step)$"
@@ -17,12 +21,12 @@ GPT2_VOCABS = (50257,)
 _HEAD = 64
 
 
-def short(name):
+def short(name: str) -> str:
     """A variable's name as the table has it."""
     return name.removeprefix("model/")
 
 
-def rules():
+def rules() -> list[Rule]:
     """The table of variables. Kernels are those of convolutions over one position."""
     return [
         Rule("wte", "wte", "vocab embd -> vocab embd"),
@@ -38,7 +42,7 @@ def rules():
         *norm("norm_f", "ln_f", "/g", "/b")]
 
 
-def read(source):
+def read(source: "Source") -> tuple[dict, list[Rule]]:
     """(our config's keys, the table of variables) of a sources.Source.
 
     Raises:

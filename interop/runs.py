@@ -1,13 +1,17 @@
 """Weights from elsewhere written as a run at step 0."""
 
 import os
+from collections.abc import Sequence
+
+import numpy as np
 
 from configs.errors import UserError
+from configs.schema import RunConfig
 from mesh.compat import tf
 from training import checkpoints, run
 
 
-def make_room(model_path, new, yes):
+def make_room(model_path: str, new: bool, yes: bool) -> None:
     """Refuses a directory that holds a run; deletes it if `new`, which asks, unless `yes`.
 
     Raises:
@@ -20,7 +24,8 @@ def make_room(model_path, new, yes):
                         "--model_path")
 
 
-def write(config, record, weights, copies=()):
+def write(config: RunConfig, record: checkpoints.RunRecord, weights: dict[str, np.ndarray],
+          copies: Sequence[tuple[str, str]] = ()) -> None:
     """Writes the run's files. run.json is the last: without it and a checkpoint it is no run.
 
     Args:

@@ -7,6 +7,7 @@ import json
 import os
 
 from configs.errors import UserError
+from configs.schema import RunConfig
 from interop import folders, saved_pieces, saved_text
 from interop.saved_pieces import on_mesh
 from mesh import devices, ops
@@ -20,7 +21,7 @@ _FLAG = "--export saved_model"
 EXTRA = "assets.extra"
 
 
-def export(config, directory):
+def export(config: RunConfig, directory: str) -> None:
     """Writes the checkpoint that the config names as a SavedModel.
 
     Its signatures take up to `predict_batch_size` rows of ids, int32 [rows, length], filled up with

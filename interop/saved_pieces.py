@@ -1,5 +1,7 @@
 """Sampling in pieces, for a server: signatures that take the caches and give them back."""
 
+from collections.abc import Iterator
+
 from mesh.compat import mtf, tf
 from models import sampling
 
@@ -7,7 +9,7 @@ from models import sampling
 SIZE = 16
 
 
-def on_mesh(mesh, x, *names):
+def on_mesh(mesh: mtf.Mesh, x: tf.Tensor, *names: str) -> mtf.Tensor:
     """A TensorFlow tensor as one of the mesh, with dimensions of these names."""
     return mtf.import_tf_tensor(mesh, x, mtf.Shape([
         mtf.Dimension(*dim) for dim in zip(names, x.shape.as_list(), strict=True)]))
@@ -62,7 +64,7 @@ class Pieces:
             model, ctx, caches=caches, size=SIZE, eos_id=encoder.eos_id, n_valid=encoder.n_vocab,
             settings=settings, **values)
 
-    def signatures(self, lowering):
+    def signatures(self, lowering: mtf.Lowering) -> Iterator[tuple[str, tuple[dict, dict]]]:
         """(name, (inputs, outputs)) of each."""
         filled, updated = ([lowering.export_to_tf_tensor(part) for part in tf.nest.flatten(caches)]
                            for caches in (self._filled, self._updated))

@@ -2,13 +2,15 @@
 
 import numpy as np
 
+from encoders.base import Encoder
 from mesh.compat import tf
 
 # What has a meaning in RE2's regular expressions.
 _SPECIAL = r"([\\.+*?()|\[\]{}^$])"
 
 
-def cut_at_stops(table, tokens, stop):
+def cut_at_stops(table: list[bytes], tokens: tf.Tensor,
+                 stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The texts of rows of new ids, and both cut as --predict cuts them.
 
     A row ends with the first id after which a stop is in its text, and its text before the stop
@@ -44,7 +46,7 @@ def cut_at_stops(table, tokens, stop):
     return tf.where_v2(stopped, -1, tokens), tf.where_v2(some, before, text)
 
 
-def ids(encoder, text):
+def ids(encoder: Encoder, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The ids of texts and their number, (int32 [rows, length], int32 [rows]).
 
     Args:
@@ -68,6 +70,6 @@ def ids(encoder, text):
     return rows.to_tensor(), tf.cast(rows.row_lengths(), tf.int32)
 
 
-def reads(encoder):
+def reads(encoder: Encoder) -> bool:
     """Whether `ids` can do what the encoder does: a BPE needs more than plain TensorFlow has."""
     return encoder.name in ("byte", "char")

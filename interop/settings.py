@@ -1,6 +1,7 @@
 """The config of a Hugging Face model, read with care."""
 
 from configs.errors import UserError
+from configs.schema import RunConfig
 
 # transformers' names of activations that are ours under another.
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_fast": "gelu", "gelu_pytorch_tanh": "gelu",
@@ -8,7 +9,7 @@ _ACTIVATIONS = {"gelu_new": "gelu", "gelu_fast": "gelu", "gelu_pytorch_tanh": "g
                 "tanh": "tanh", "quick_gelu": "quick_gelu"}
 
 
-def activation_name(config):
+def activation_name(config: RunConfig) -> str:
     """transformers' name of a run's activation.
 
     Raises:
@@ -37,11 +38,11 @@ class Settings:
     def __getitem__(self, key):
         return self._values.get(key)
 
-    def error(self, key, remedy):
+    def error(self, key: str, remedy: str) -> UserError:
         """The UserError of a key's value."""
         return UserError(f"{self.path}: {key}: {self._values.get(key)!r}: {remedy}")
 
-    def whole(self, key, default):
+    def whole(self, key: str, default: int) -> int:
         """A whole number above 0; `default` where the key is absent or null."""
         value = self._values.get(key)
         if value is None:
@@ -50,7 +51,7 @@ class Settings:
             raise self.error(key, "a whole number above 0 is needed")
         return value
 
-    def number(self, key, default):
+    def number(self, key: str, default: float) -> float:
         """A number above 0; `default` where the key is absent or null."""
         value = self._values.get(key)
         if value is None:
@@ -59,21 +60,21 @@ class Settings:
             raise self.error(key, "a number above 0 is needed")
         return float(value)
 
-    def flag(self, key, default):
+    def flag(self, key: str, default: bool) -> bool:
         """true or false; `default` where the key is absent or null."""
         value = self._values.get(key)
         if value is not None and type(value) is not bool:
             raise self.error(key, "true or false is needed")
         return default if value is None else value
 
-    def section(self, key):
+    def section(self, key: str) -> "Settings":
         """The Settings of a key that holds more of them; empty where it is absent or null."""
         value = self._values.get(key)
         if value is not None and not isinstance(value, dict):
             raise self.error(key, "a JSON object is needed")
         return Settings(f"{self.path}: {key}", value or {})
 
-    def activation(self, key, default):
+    def activation(self, key: str, default: str) -> str:
         """Our name of an activation."""
         value = self._values.get(key) or default
         if not isinstance(value, str) or value not in _ACTIVATIONS:

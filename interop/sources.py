@@ -46,16 +46,16 @@ class Source:
     tensors: dict
 
     @property
-    def folder(self):
+    def folder(self) -> str:
         """Where the files of its encoder may be."""
         return os.path.dirname(self.path)
 
-    def shape(self, name, rank):
+    def shape(self, name: str, rank: int) -> tuple[int, ...]:
         """The shape of a tensor; see weight_files.Checked.shape."""
         return weight_files.Checked(self.path, self.tensors, "").shape(name, rank)
 
 
-def find(path):
+def find(path: str) -> Source | None:
     """The Source at a path, or None if that is no language model of a known kind.
 
     Args:

@@ -64,7 +64,7 @@ class TensorFile:
     beside: dict = dataclasses.field(default_factory=dict)
 
 
-def read(path):
+def read(path: str) -> TensorFile:
     """The tensors of a file; values are read when they are asked for.
 
     Args:
@@ -241,7 +241,7 @@ def _numbers(data, kind, order="<"):
     return flat.astype("f4" if kind == "f2" else kind, copy=False)
 
 
-def read_json(path):
+def read_json(path: str) -> dict:
     """The JSON object in a file, or {} if there is none.
 
     Raises:

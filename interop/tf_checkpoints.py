@@ -13,7 +13,7 @@ from interop.tensor_files import Stored
 from mesh.compat import tf
 
 
-def find(path):
+def find(path: str) -> str | None:
     """The checkpoint at a path, without its endings, or None.
 
     Args:
@@ -39,7 +39,7 @@ def find(path):
     raise UserError(f"{path}: holds several checkpoints; give one of them, such as {max(found)}")
 
 
-def read(checkpoint):
+def read(checkpoint: str) -> dict[str, Stored]:
     """{variable's name: Stored} of a checkpoint; values are read when they are asked for.
 
     Raises:

@@ -14,7 +14,7 @@ _FILES = ["model.safetensors", "open_clip_model.safetensors", "model.safetensors
           "pytorch_model.bin", "open_clip_pytorch_model.bin", "pytorch_model.bin.index.json"]
 
 
-def find(path):
+def find(path: str) -> str:
     """The file of weights at a path: itself, or the first known name in a directory.
 
     Raises:
@@ -28,7 +28,7 @@ def find(path):
     raise UserError(f"{path}: holds none of {', '.join(_FILES)}; give the file itself")
 
 
-def read(path):
+def read(path: str) -> tensor_files.TensorFile:
     """The tensor_files.TensorFile at a path; shards that an index names are put together.
 
     Raises:
@@ -61,7 +61,7 @@ class Checked:
         self._path, self._tensors = path, tensors
         self._left = {n for n in tensors if not re.match(ignored, n)}
 
-    def shape(self, name, rank):
+    def shape(self, name: str, rank: int) -> tuple[int, ...]:
         """A tensor's shape, which has `rank` dimensions.
 
         Raises:
@@ -74,7 +74,7 @@ class Checked:
             raise UserError(f"{self._path}: {name}: shape {shape}, where {rank} dimensions belong")
         return shape
 
-    def take(self, name, *shape):
+    def take(self, name: str, *shape: int) -> np.ndarray:
         """A tensor's values, float32, of the given shape.
 
         Raises:
@@ -92,7 +92,7 @@ class Checked:
             raise UserError(f"{self._path}: {name}: holds values that are not finite")
         return values
 
-    def end(self, what):
+    def end(self, what: str) -> None:
         """Refuses tensors that were not taken.
 
         Raises:
