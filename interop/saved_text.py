@@ -58,7 +58,7 @@ def ids(encoder: Encoder, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         found = tf.cast(tf.decode_raw(letters.flat_values, tf.uint8)[:, 0], tf.int32)
     else:
         known = {ord(piece.decode("utf-8")): number
-                 for number, piece in enumerate(encoder.token_bytes()) if piece}
+                 for number, piece in enumerate(encoder.token_bytes() or []) if piece}
         codes = np.array(sorted(known), np.int32)
         letters = tf.strings.unicode_decode(text, "UTF-8")
         at = tf.minimum(tf.searchsorted(codes, letters.flat_values), len(codes) - 1)
