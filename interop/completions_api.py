@@ -6,12 +6,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import UserError
+from encoders.base import Encoder
 from training.completions import encode_prompt
 
 # What is refused unless it says that nothing is wanted of it.
-_UNSUPPORTED = {"logprobs": (None,), "best_of": (None, 1), "suffix": (None, ""),
-                "presence_penalty": (None, 0), "frequency_penalty": (None, 0),
-                "logit_bias": (None, {})}
+_UNSUPPORTED: dict[str, tuple] = {
+    "logprobs": (None,), "best_of": (None, 1), "suffix": (None, ""), "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0), "logit_bias": (None, {})}
 
 _MOST_STOPS = 4
 
@@ -60,14 +61,14 @@ class Request(BaseModel):
     echo: bool | None = False
     user: str | None = None
 
-    def stops(self):
+    def stops(self) -> list[str]:
         """The texts of `stop`."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > _MOST_STOPS or "" in stops:
             raise ApiError(400, f"stop: at most {_MOST_STOPS} texts, none of them empty", "stop")
         return stops
 
-    def settings(self, n_vocab):
+    def settings(self, n_vocab: int) -> dict[str, Any]:
         """temperature, top_k, top_p and seed; a seed of chance where none is given."""
         def given(value, usual):
             return usual if value is None else value
@@ -76,9 +77,9 @@ class Request(BaseModel):
         return dict(temperature=given(self.temperature, 1.0), top_p=given(self.top_p, 1.0),
                     top_k=min(given(self.top_k, 0), n_vocab), seed=seed)
 
-    def prompts(self, encoder, n_ctx, max_prompts):
+    def prompts(self, encoder: Encoder, n_ctx: int, max_prompts: int) -> list[list[int]]:
         """The ids of each prompt."""
-        given = self.prompt
+        given: Any = self.prompt
         if isinstance(given, str) or given and isinstance(given[0], int):
             given = [given]
         if not 1 <= len(given) <= max_prompts:
@@ -127,7 +128,7 @@ def parse(values: Any) -> Request:
         raise ApiError(400, f"{key[:80]}: {first['msg']}", key[:80]) from None
 
 
-def safe_length(text, stops, ended):
+def safe_length(text: str, stops: list[str], ended: bool) -> int:
     """How much of a text will stay as it is: no beginning of a stop, no half of a character."""
     if ended:
         return len(text)
@@ -140,13 +141,13 @@ def safe_length(text, stops, ended):
     return length
 
 
-def choice(index, text, reason):
+def choice(index: int, text: str, reason: str) -> dict:
     """One of an answer's choices; `reason` is that of a Completion, "" while it goes on."""
     finish = {"": None, "eos": "stop", "stop": "stop", "length": "length"}[reason]
     return {"text": text, "index": index, "logprobs": None, "finish_reason": finish}
 
 
-def usage(samples, prompts):
+def usage(samples: list, prompts: list[list[int]]) -> dict:
     """The counts of ids."""
     made = sum(sample.state.tokens for sample in samples)
     asked = sum(map(len, prompts))

@@ -7,18 +7,19 @@ import importlib.resources
 import json
 import secrets
 import time
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from interop import completions_api as api
 from interop.completions_api import ApiError
-from interop.serving_engine import Full, Sample
+from interop.serving_engine import Engine, Full, Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Limits:
     seconds: float
 
 
-def make_app(engine, name, limits, hosts=("*",)):
+def make_app(engine: Engine, name: str, limits: Limits,
+             hosts: Sequence[str] = ("*",)) -> Starlette:
     """The Starlette application.
 
     Args:
@@ -96,7 +98,7 @@ class Answer:
         self._changed = asyncio.Event()
         self._samples = []
 
-    async def to(self, request, reply):
+    async def to(self, request: Request, reply: Callable) -> Response:
         """The response; `reply` makes one of JSON."""
         body = await self._in_time(self._body(request))
         try:
@@ -202,7 +204,8 @@ class Answer:
         def event(value):
             return f"data: {json.dumps(value)}\n\n"
 
-        sent, ended = {}, set()
+        sent: dict[int, str] = {}
+        ended = set()
         try:
             for i in range(len(self._samples)):
                 if self._head(i):

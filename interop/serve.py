@@ -14,7 +14,7 @@ from configs.errors import UserError
 from configs.flags import number
 
 
-def make_parser():
+def make_parser() -> Parser:
     """The parser of the flags."""
     count = number(int, "a whole number, 1 or more", lambda n: n >= 1)
     parser = Parser(prog="python -m interop.serve", description=__doc__.partition("\n")[0])
@@ -38,7 +38,7 @@ def make_parser():
     return parser
 
 
-def serve(args):
+def serve(args: argparse.Namespace) -> None:
     """Serves until it is interrupted.
 
     Raises:

@@ -9,13 +9,14 @@ import collections
 import logging
 import os
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 import encoders
 from configs.errors import UserError
 from encoders import files
+from encoders.base import Encoder
 from training import completions
 
 # New ids of each row between looks at texts, at newcomers and at who has left.
@@ -55,20 +56,21 @@ class Sample:
     def __init__(self, prompt, number, limit, settings, stop, notify):
         self.prompt, self.number, self.limit = prompt, number, limit
         self.settings, self.stop, self.notify = settings, stop, notify
-        self.row, self.state = None, State("", "", 0)
+        self.row: Any = None
+        self.state = State("", "", 0)
         self.failed = self.cancelled = False
 
     @property
-    def ended(self):
+    def ended(self) -> bool:
         """Whether nothing more comes."""
         return self.failed or self.cancelled or bool(self.state.reason)
 
-    def begin(self, encoder, n_ctx):
+    def begin(self, encoder: Encoder, n_ctx: int) -> None:
         """Makes its row."""
         self.row = completions.Row(completions.Completion(
             self.prompt, self.number, encoder.decode(self.prompt)), self.limit, n_ctx)
 
-    def take(self, new, encoder):
+    def take(self, new: list[int], encoder: Encoder) -> None:
         """Takes new ids, of which those past its limit are left."""
         self.row.take(new[:self.row.steps()], encoder, self.stop)
         made = self.row.sample
@@ -97,14 +99,15 @@ class Engine:
             line = (str(error).splitlines() or ["unreadable"])[0]
             raise UserError(f"{directory}: cannot be loaded ({line}); export it anew") from None
         self._loaded = loaded  # its variables live as long as it does
-        self._slots = [None] * self.facts["rows"]
-        self._waiting, self._more = collections.deque(), threading.Condition()
+        self._slots: list[Any] = [None] * self.facts["rows"]
+        self._waiting: collections.deque[Sample] = collections.deque()
+        self._more = threading.Condition()
         self._closed = False
         self._clear()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, samples):
+    def submit(self, samples: list[Sample]) -> None:
         """Has samples made, in the order in which they come.
 
         Raises:
@@ -117,11 +120,11 @@ class Engine:
             self._waiting.extend(samples)
             self._more.notify()
 
-    def load(self):
+    def load(self) -> tuple[int, int]:
         """(samples that have a row, samples that wait)."""
         return sum(slot is not None for slot in self._slots), len(self._waiting)
 
-    def close(self):
+    def close(self) -> None:
         """Ends the thread; samples that are under way are not finished."""
         with self._more:
             self._closed = True
