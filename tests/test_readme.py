@@ -117,6 +117,18 @@ def test_paths_and_links_in_a_page_exist(page):
         assert flag in known or flag in ("--logdir", "--no-deps"), f"{page}: {flag}"
 
 
+def test_what_troubleshooting_quotes_is_said():
+    """Each message of the page stands in the sources, where string literals follow each other."""
+    sources = "".join(read(os.path.relpath(path, ROOT)) for path in glob.glob(
+        os.path.join(ROOT, "**", "*.py"), recursive=True) if "tests" not in path.split(os.sep))
+    said = re.sub(r'"\s*\n\s*f?"', "", sources)
+    quoted = re.findall(r"(?m)^\| (`.*`) \|", read("docs/troubleshooting.md"))
+    assert len(quoted) > 15
+    for line in quoted:
+        for words in re.findall(r"`([^`]+)`", line):
+            assert words in said, words
+
+
 def test_anchors_in_links_exist():
     for page in PAGES:
         for path, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", read(page)):
