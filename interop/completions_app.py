@@ -218,7 +218,7 @@ class Answer:
                         continue
                     text, reason, _ = sample.state
                     old = sent.get(i, "")
-                    new = text[:api.safe_length(text, self._stops, reason)]
+                    new = text[:api.safe_length(text, self._stops, bool(reason))]
                     new = new[len(old):] if new.startswith(old) else ""
                     sent[i] = old + new
                     if reason:

@@ -14,8 +14,10 @@ import time
 
 import pytest
 import test_predictor
+import tokenizers
 
 import encoders
+from configs.errors import UserError
 from interop import completions_api, saved_model
 from training import predictor
 
@@ -249,9 +251,33 @@ def test_failures_and_limits_of_time(fails, status):
 
 def test_what_is_sent_is_never_taken_back():
     safe = completions_api.safe_length
-    assert safe("ab\ufffd", [], "") == 2 and safe("ab\ufffd", [], "length") == 3
-    assert safe("hello wor", ["world"], "") == 6 and safe("aab", ["abc", "bX"], "") == 1
-    assert safe("hello", ["x", "lord"], "") == 3 and safe("hel", ["x", "lord"], "") == 2
+    assert safe("ab\ufffd", [], False) == 2 and safe("ab\ufffd", [], True) == 3
+    assert safe("hello wor", ["world"], False) == 6 and safe("aab", ["abc", "bX"], False) == 1
+    assert safe("hello", ["x", "lord"], False) == 3 and safe("hel", ["x", "lord"], False) == 2
+
+
+def test_its_encoder_is_in_the_directory(tmp_path):
+    """Whatever file it was made of, and wherever that is now."""
+    from encoders import char
+    from interop import serving_engine
+
+    char.train(["ab\u00e9 "]).save(str(tmp_path / "char.json"))
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<end>": 1, "b": 2}, "a"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "words.json"))
+    extra = tmp_path / "out" / "assets.extra"
+    os.makedirs(extra)
+    for spec in (f"char:{tmp_path}/char.json", f"{tmp_path}/words.json#<end>", "byte", "gpt2"):
+        encoder = encoders.load(spec)
+        (extra / "tokenizer.json").write_text(encoder.to_tokenizers().to_str())
+        here = spec.replace(str(tmp_path), "moved")
+        facts = {"encoder": here, "n_vocab": encoder.n_vocab}
+        found = serving_engine._encoder(str(tmp_path / "out"), facts)
+        ids = encoder.encode("a b")
+        assert found.encode("a b") == ids and found.decode(ids) == encoder.decode(ids)
+        assert (found.eos_id, found.n_vocab) == (encoder.eos_id, encoder.n_vocab)
+    with pytest.raises(UserError, match="do not belong together"):
+        serving_engine._encoder(str(tmp_path / "out"), {"encoder": "byte", "n_vocab": 300})
 
 
 def main_of(root, *flags):
