@@ -56,7 +56,9 @@ def refusal(error: Exception) -> str | None:
     if not isinstance(error, OSError) and not any(kind in REFUSALS for kind in kinds):
         return None
     text = getattr(error, "message", None) or str(error)
-    # An error of a graph tells first where the operation was made, and what failed after that.
+    # An error of a graph may begin with a heading, and tell where the operation was made before it
+    # tells what failed.
+    text = text.removeprefix("Graph execution error:").lstrip()
     failed = re.search(r"^Node: '.*'\n(.*)$", text, re.MULTILINE)
     line = failed[1] if failed else text.partition("\n")[0]
     return f"{line}; see to the path, its permissions, free space and memory"

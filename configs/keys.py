@@ -273,6 +273,9 @@ class DataKeys(Keys):
         "datasets", min_length=1,
         description="What makes a run's rows: the datasets, or an input function of your own by "
                     "its name in INPUT_FUNCTIONS of inputs.py.")
+    skip_corrupt: bool = Field(
+        False, description="Whether shards are read from end to end before training, and damaged "
+                           "records counted and left out; else a damaged record ends the run.")
     eval_batch_size: int | None = Field(
         None, ge=1, description="Sequences of an evaluation step; null is train_batch_size.")
     eval_steps: int | None = Field(

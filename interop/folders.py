@@ -34,10 +34,26 @@ def written(directory: str, flag: str) -> Iterator[str]:
         if tf.io.gfile.exists(partial):
             tf.io.gfile.rmtree(partial)
         yield partial
-        tf.io.gfile.rename(partial, directory)
+        _move(partial, directory)
     except BaseException as error:
         with contextlib.suppress(tf.errors.OpError):
             tf.io.gfile.rmtree(partial)
         if isinstance(error, tf.errors.OpError):
             raise UserError(f"{flag}: {directory} cannot be written ({error.message})") from error
         raise
+
+
+def _move(source, target):
+    """Renames a directory; its files one by one where the storage renames files alone (ram://).
+
+    Those at its top, by which a reader knows it, come last.
+    """
+    try:
+        tf.io.gfile.rename(source, target)
+    except tf.errors.AlreadyExistsError:
+        for folder, _, names in tf.io.gfile.walk(source, topdown=False):
+            place = target + folder.rstrip("/")[len(source):]
+            tf.io.gfile.makedirs(place)
+            for name in names:
+                tf.io.gfile.rename(f"{folder}/{name}", f"{place}/{name}")
+        tf.io.gfile.rmtree(source)

@@ -128,6 +128,13 @@ def stored(path):
             offset += len(record) + 16
     except tf.errors.DataLossError as error:
         raise UserError(describe_damage(path, offset) or f"{path}: {error.message}") from error
+    _check_end(path, offset)
+
+
+def _check_end(path, offset):
+    """Refuses bytes behind the last record, fewer than a header: TensorFlow takes them for none."""
+    if offset != tf.io.gfile.stat(path).length:
+        raise UserError(_damage(path, "truncated record", offset))
 
 
 def _masked_crc(data):
@@ -164,6 +171,8 @@ def scan(path, limit=-1):
             except tf.errors.InvalidArgumentError as error:
                 raise UserError(f"{path}: a record is no tf.train.Example with int64s under "
                                 "\"text\"; only such shards can be read") from error
+    if limit < 0:
+        _check_end(path, sum(int(batch.sum() + 16 * len(batch)) for batch in sizes))
     counts = np.concatenate([np.zeros(0, np.int64), *tokens])
     offsets = np.cumsum(np.concatenate([[0], *sizes]) + 16) - 16
     before = np.cumsum(np.concatenate([[0], counts]))

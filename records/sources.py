@@ -46,7 +46,8 @@ def of_run(config, split):
     for entry in config.datasets:
         entry = DatasetEntry(*entry)
         dataset = config.dataset_configs[entry.id]
-        found = _found(entry.id, dataset.to_json(), split, config.model_path)
+        found = _found(entry.id, dataset.to_json(), split, config.model_path,
+                       config.skip_corrupt)
         sources.append(Source(entry, dataset, found))
     for source in sources:
         _check_kind(source, config)
@@ -63,9 +64,10 @@ def of_run(config, split):
 
 
 @functools.lru_cache(maxsize=64)
-def _found(dataset, config, split, model_path):
+def _found(dataset, config, split, model_path, skip_corrupt):
     """records.splits.find, once a process: shards do not change under a run."""
-    return splits.find(dataset, DatasetConfig.from_json(config, dataset), split, model_path)
+    return splits.find(dataset, DatasetConfig.from_json(config, dataset), split, model_path,
+                       skip_corrupt)
 
 
 def _check_kind(source, config):

@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from configs.dataset import MANIFEST_SUFFIX, RECORDS_PER_INDEX_ENTRY, Manifest
 from configs.errors import UserError
-from records import scans
+from records import salvage, scans
 from records.scans import in_threads, key
 from records.shard import Shard, check_count, check_last_index
 
@@ -180,7 +180,7 @@ def split_files(dataset, config, split):
     return files, known
 
 
-def find(dataset, config, split, model_path=None):
+def find(dataset, config, split, model_path=None, skip_corrupt=False):
     """Finds a dataset's shards and their facts.
 
     Args:
@@ -188,6 +188,7 @@ def find(dataset, config, split, model_path=None):
         config: its DatasetConfig.
         split: "train" or "validation".
         model_path: where scans are kept if not beside the shards.
+        skip_corrupt: read every shard from end to end now, and leave out damaged records.
 
     Returns:
         A Split with at least one token.
@@ -198,26 +199,37 @@ def find(dataset, config, split, model_path=None):
     """
     files, known = split_files(dataset, config, split)
     sizes = dict(zip(files, in_threads(_size, files, "looking at shards"), strict=True))
-    facts = {file: _from_manifest(file, sizes[file], known[key(file)][2])
-             for file in files if key(file) in known}
+    listed = {file: known[key(file)] for file in files if key(file) in known}
+    parts = _salvaged(dataset, split, files, listed) if skip_corrupt else {}
+    facts = {file: _from_manifest(file, sizes[file], shard)
+             for file, (_, _, shard, _) in listed.items() if file not in parts}
     in_threads(check_last_index, list(facts.values()), "checking shards")
-    foreign = [file for file in files if file not in facts]
-    manifests = [known[key(file)][0] for file in facts]
-    if foreign:
-        facts.update(scans.facts(foreign, sizes, model_path))
-    shards = tuple(facts[file] for file in files)
-    for shard in shards:
+    unlisted = [file for file in files if file not in listed]
+    facts.update(scans.facts([file for file in unlisted if file not in parts], sizes, model_path))
+    for shard in facts.values():
         check_count(shard)
+    shards = tuple(shard for file in files
+                   for shard in (parts[file] if file in parts else [facts[file]]))
     if not any(shard.tokens for shard in shards):
         raise UserError(f"dataset {dataset}: its {len(files)} {split} shards hold no tokens "
                         "(int64 feature \"text\"); see --check_dataset")
+    manifests = [manifest for manifest, *_ in listed.values()]
     _check_one_kind(dataset, manifests)
     shards = separated(shards, config.separator)
     if not manifests:
         return Split(dataset, split, shards, separator=config.separator)
     one = manifests[0]
-    told = {} if foreign else {"mode": one.mode, "image_size": one.image_size, "group": one.group}
+    told = {} if unlisted else {"mode": one.mode, "image_size": one.image_size, "group": one.group}
     return Split(dataset, split, shards, encoder=one.encoder, separator=config.separator, **told)
+
+
+def _salvaged(dataset, split, files, listed):
+    """The Shards of the whole records of each damaged file: {file: list}."""
+    found = dict(zip(files, in_threads(salvage.whole_parts, files, "checking shards"), strict=True))
+    found = {file: parts for file, parts in found.items() if parts}
+    salvage.report(dataset, split, found, {file: shard.records
+                                           for file, (_, _, shard, _) in listed.items()})
+    return {file: shards for file, (shards, _) in found.items()}
 
 
 def separated(shards, separator):

@@ -26,7 +26,7 @@ sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-STEPS, EVERY = 5, 2
+STEPS, EVERY = 4, 2
 MOMENTS = ("clock", "session", "file", "save", "evaluation", "new")
 CASES = ("gpt", "moe", "mlm", "gpt_c", "gpt_c, input", "clip_student", "text student", "clip")
 
@@ -209,6 +209,7 @@ def survive(case, kills, directory, seed):
         whole = status == 0
         if not whole:
             hit[moment] += 1
+            print(f"{case}: kill {sum(hit.values())} of {kills} ({moment})", flush=True)
     finished(train(broken))
     finished(compare(directory))
     return hit

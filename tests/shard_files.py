@@ -60,6 +60,7 @@ def config(tmp_path, datasets, **keys):
              for name, rest in datasets.items()}
     values = {"model": "GPT", "n_ctx": 8, "n_vocab": 257, "train_batch_size": 4,
               "eval_batch_size": 4, "eval_steps": None, "seed": 1, "input_fn": "datasets",
+              "skip_corrupt": False,
               "datasets": entries, "dataset_configs": jsons,
               "model_path": str(tmp_path / "model"), **keys}
     return _Config(**values)

@@ -3,17 +3,20 @@
 import gc
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import time
 
 import pytest
+import tensorflow as tf
 from tfrecord_runs import (
     Killed,
     command,
     contents,
     corpus,
+    create_tfrecords,
     kill_at,
     run,
     write_jsonl,
@@ -57,6 +60,34 @@ def test_killed_before_any_file_operation_it_resumes_to_the_same_bytes(
     assert count > 40
 
 
+def test_a_full_disk_stops_it_in_one_line_and_it_goes_on_later(
+        tmp_path, monkeypatch, capsys, quick_collection):
+    write_jsonl(tmp_path / "a.jsonl", corpus(1, 60))
+    flags = ["--chunk_size", 120, "--files_per", 4, "--val_fraction", 0.3,
+             "--checkpoint_seconds", 0]
+    expected = contents(run(tmp_path, *flags, out="unbroken")[0])
+    full = tf.errors.ResourceExhaustedError(None, None, "d_0.tfrecords; No space left on device")
+    for count in range(0, 200, 9):
+        out = f"out{count}"
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            kill_at(patch, count, full)
+            status = create_tfrecords.main([
+                "--name", "d", "--output_dir", str(tmp_path / out), "--encoder", "byte",
+                "--processes", "1", "--input_dir", str(tmp_path / "a.jsonl"),
+                *map(str, flags)])
+        error = capsys.readouterr().err
+        if status == 0:
+            break
+        assert status == 2 and "Traceback" not in error
+        assert "No space left on device" in error.splitlines()[-1]
+        assert "free space" in error.splitlines()[-1]
+        gc.collect()
+        run(tmp_path, *flags, out=out)
+        assert contents(tmp_path / out) == expected, count
+    assert count > 40
+
+
 def same_paths(data, out):
     """The encoder's path is in the manifest and differs with the directory."""
     return data.replace(f"/{out}/d_encoder".encode(), b"/d_encoder")
@@ -71,7 +102,7 @@ def documents_done(progress):
 
 @pytest.mark.slow
 def test_any_number_of_processes_and_kill_9(tmp_path):
-    """Real processes, killed at several moments; more processes than files (GPT-Neo divided 0)."""
+    """Real processes, killed at random moments; more processes than files (GPT-Neo divided 0)."""
     write_jsonl(tmp_path / "a.jsonl", [text * 40 for text in corpus(2, 1500)])
     flags = ["--chunk_size", 128, "--files_per", 20000, "--val_fraction", 0.05]
     directory, _ = run(tmp_path, *flags, out="one")
@@ -80,11 +111,13 @@ def test_any_number_of_processes_and_kill_9(tmp_path):
     subprocess.run(command(tmp_path, "two", *flags, "--processes", 2), check=True)
     assert contents(tmp_path / "two") == expected
     args = command(tmp_path, "out", *flags, "--processes", 3, "--checkpoint_seconds", 0)
-    for documents in (0, 500, 900):
+    rng = random.Random(0)
+    for documents in (0, *sorted(rng.sample(range(1, 1200), 4))):
         process = subprocess.Popen(args, stdout=subprocess.PIPE)
         while documents_done(tmp_path / "out" / "d_progress.json") < documents:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert "d_manifest.json" not in contents(tmp_path / "out")

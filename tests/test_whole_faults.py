@@ -42,6 +42,35 @@ def test_a_lost_session_changes_nothing(tmp_path, capsys, faults):
     jobs.assert_same_bits(jobs.weights(tmp_path / "straight"), jobs.weights(tmp_path / "faulty"))
 
 
+def test_an_input_function_that_is_out_of_reach_is_tried_again(tmp_path, capsys, monkeypatch):
+    """TensorFlow makes an UnknownError of what its Python raises."""
+    import inputs
+
+    fails = [0]
+
+    def rows(config, split, start):
+        def read(number):
+            if fails[0] and number == start + 20:
+                fails[0] -= 1
+                raise tf.errors.UnavailableError(None, None, "503 from a bucket")
+            return number % config.n_vocab
+
+        numbers = tf.data.Dataset.range(start, 1 << 40)
+        return numbers.map(lambda n: {"tokens": tf.fill(
+            [config.n_ctx + 1], tf.ensure_shape(tf.py_func(read, [n], tf.int64), []))})
+
+    monkeypatch.setitem(inputs.INPUT_FUNCTIONS, "remote", rows)
+    monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
+    keys = dict(input_fn="remote", n_vocab=257, train_steps=4)
+    for name, fails[0] in (("straight", 0), ("faulty", 2)):
+        result = jobs.here(capsys, jobs.config(tmp_path, [], name=name, **keys))
+        assert result.summary["step"] == 4
+    assert fails == [0]
+    line = "warning: training: UnavailableError: 503 from a bucket; trying again"
+    assert result.stderr.count(line) == 2
+    jobs.assert_same_bits(jobs.weights(tmp_path / "straight"), jobs.weights(tmp_path / "faulty"))
+
+
 def test_storage_that_never_answers_is_given_up_in_one_line(tmp_path, capsys, faults):
     path = jobs.config(tmp_path, jobs.dataset(tmp_path))
     faults[0] = 10**6

@@ -53,6 +53,22 @@ def test_a_mesh_resumes_to_the_bit(tmp_path, capsys, keys):
     assert all((start[name] != value).any() for name, value in weights.items())
 
 
+def test_another_mesh_goes_on_within_float_error(tmp_path, capsys):
+    """One device throughout; and two that split the batch, then two that split the model."""
+    data = jobs.dataset(tmp_path)
+    keys = dict(train_steps=6, lr_decay="constant", **jobs.DROPOUT)
+    straight = jobs.config(tmp_path, data, name="straight", **keys)
+    moved = jobs.config(tmp_path, data, name="moved", **keys)
+    jobs.here(capsys, straight)
+    jobs.here(capsys, moved, "--set", "mesh_shape=x:2", "--set", "layout=batch:x", "--set",
+              "train_steps=3")
+    result = jobs.here(capsys, moved, "--set", "mesh_shape=x:2", "--set",
+                       "layout=heads:x,vocab:x")
+    assert "going on from step 3" in result.stderr and result.summary["step"] == 6
+    np.testing.assert_allclose(jobs.losses(tmp_path / "moved"), jobs.losses(tmp_path / "straight"),
+                               atol=1e-4)
+
+
 def test_data_go_on_where_the_batch_size_changes(tmp_path, capsys):
     """With a learning rate of 0, a loss tells which windows a step saw.
 

@@ -39,6 +39,11 @@ def test_from_text_to_samples_without_a_local_file(capsys, monkeypatch, tmp_path
     assert [line["prompt"] for line in lines] == ["abc ", "abc "]
     assert lines[0]["checkpoint"] == f"{place}/run/model.ckpt-8"
 
+    exported = jobs.here(capsys, path, "--export", "saved_model")
+    assert exported.status == 0 and exported.stdout.strip() == f"{place}/run/export"
+    assert tf.io.gfile.exists(f"{place}/run/export/saved_model.pb")
+    assert tf.saved_model.contains_saved_model(f"{place}/run/export")
+
     assert jobs.here(capsys, path, "--new", "--yes", "--set", "train_steps=1").summary["step"] == 1
     assert jobs.steps(f"{place}/run") == [1]
     assert list(tmp_path.iterdir()) == []

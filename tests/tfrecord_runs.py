@@ -90,15 +90,15 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def kill_at(monkeypatch, count):
-    """Ends the run before its count-th operation on a file."""
+def kill_at(monkeypatch, count, error=Killed):
+    """Ends the run before its count-th operation on a file, or has that and later ones fail."""
     left = [count]
 
     def deadly(function):
         def call(*args, **kwargs):
             left[0] -= 1
             if left[0] < 0:
-                raise Killed
+                raise error
             return function(*args, **kwargs)
         return call
     for owner, name in ((tf.io.gfile, "rename"), (tf.io.gfile, "remove"),

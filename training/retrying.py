@@ -1,14 +1,27 @@
 """Trying again where storage or a machine was out of reach for a moment."""
 
 import logging
+import re
 import time
 
 from mesh.compat import tf
 
 TRANSIENT = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError)
 
+# What an error of Python in an input function of the user's own (tf.py_function and the like) turns
+# into: the kind is in the message alone.
+_WRAPPED = re.compile(r"\b(Unavailable|DeadlineExceeded|Aborted)Error: ")
+
 # Seconds before each further try.
 WAITS = (1, 2, 4, 8, 16, 32)
+
+
+def unwrapped(error):
+    """The transient error that an UnknownError stands for, or None."""
+    if isinstance(error, tf.errors.UnknownError) and (found := _WRAPPED.search(error.message)):
+        reason = error.message[found.start():].partition("\n")[0]
+        return tf.errors.UnavailableError(error.node_def, error.op, reason)
+    return None
 
 
 def report(what, error, seconds, number):

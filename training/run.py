@@ -88,9 +88,10 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None):
             every = config.steps_per_checkpoint
             target = min((step // every + 1) * every, config.train_steps)
             stop.saved = None
-            _run_estimator(config, estimator, "train",
-                           inputs.train_input_fn(config, record.start_window(step)),
-                           max_steps=target, hooks=[stopping.StopAtSignal(stop)])
+            # Most transient errors are mended below this (see hooks.Recoveries).
+            retrying.call("training", _run_estimator, config, estimator, "train",
+                          inputs.train_input_fn(config, record.start_window(step)),
+                          max_steps=target, hooks=[stopping.StopAtSignal(stop)])
             step = stop.saved = keeping.step_of(checkpoints.latest(config.model_path))
             starting.forget(config)
             if stop.asked:
@@ -278,6 +279,9 @@ def _run_estimator(config, estimator, job, *args, **kwargs):
     except retrying.TRANSIENT:
         raise
     except tf.errors.OpError as error:
+        transient = retrying.unwrapped(error)
+        if transient:
+            raise transient from error
         line = (checkpoints.explain_restore_error(config.model_path, error)
                 or inputs.explain_data_error(config, error))
         if line is None:
