@@ -174,8 +174,6 @@ def compare(directory):
 
         both = [jobs.weights(f"{directory}/{name}", STEPS) for name in ("straight", "broken")]
         jobs.assert_same_bits(*both)
-        last = [jobs.metrics(f"{directory}/{name}")[-1] for name in ("straight", "broken")]
-        assert last[0]["eval_loss"] == last[1]["eval_loss"], last
         assert len(both[0]) > 10
 
     return work
