@@ -138,6 +138,11 @@ def run_job(args):
     if args.job == "import_from":
         import_model(args)
         return 0
+    if args.job == "report":
+        from training import report
+
+        report.run(args.report, args.out or "report.html")
+        return 0
     if args.job == "sweep":
         from training import sweep
 

@@ -28,17 +28,18 @@ PREDICT_DEFAULTS = {"prompt": [], "num_samples": 1, "max_new_tokens": None, "tem
 # The jobs by their flags; without one of them it is "train".
 JOBS = ("eval", "predict", "check_dataset", "print_config", "dry_run", "export", "preflight",
         "auto_layout", "auto_layout_and_mesh_shape", "explain_layout", "sweep",
-        "import_from")
+        "import_from", "report")
 
 # Which jobs a flag goes with, where it does not go with all of them.
 GOES_WITH = {
     **dict.fromkeys(PREDICT_DEFAULTS, {"predict"}),
     **dict.fromkeys(("model", "set", "gpu_ids", "steps_per_checkpoint"),
-                    {"train", *JOBS} - {"import_from", "sweep"}),
+                    {"train", *JOBS} - {"import_from", "report", "sweep"}),
     "checkpoint": {"eval", "export", "predict"},
     "diff": {"print_config"},
     "new": {"import_from", "train"},
     "tpu": {"eval", "predict", "sweep", "train"},
+    "out": {"report"},
     "write": {"auto_layout", "auto_layout_and_mesh_shape"},
 }
 
@@ -139,6 +140,10 @@ def make_parser() -> Parser:
                            "OpenCLIP file), or of a directory with one, or of a published model by "
                            "its name, such as gpt2 or EleutherAI/pythia-160m; needs no --model")
 
+    jobs.add_argument("--report", metavar="RUN", nargs="+",
+                      help="write one HTML page of the runs in these directories, beside each "
+                           "other: curves, scores, samples, configs; needs no --model")
+
     group = parser.add_argument_group("layouts")
     group.add_argument("--write", metavar="FILE",
                        help="write the config with the layout that was found (with --auto_layout, "
@@ -148,6 +153,9 @@ def make_parser() -> Parser:
     group.add_argument("--checkpoint", metavar="latest|best|STEP",
                        help="which checkpoint to use: the newest (the default), the one with the "
                             "lowest validation loss, or that of a step")
+
+    group.add_argument("--out", metavar="FILE",
+                       help="the page that --report writes (report.html)")
 
     group = parser.add_argument_group("training")
     group.add_argument("--steps_per_checkpoint", metavar="N", type=count,
@@ -214,7 +222,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.job == "import_from":
         if not args.model_path:
             parser.error("argument --import_from: needs --model_path, the directory to write")
-    elif args.model is None and args.job != "sweep":
+    elif args.model is None and args.job not in ("report", "sweep"):
         parser.error("the following arguments are required: --model")
     return args
 

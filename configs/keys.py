@@ -257,6 +257,10 @@ class MeshKeys(Keys):
                         "the table of dimensions is below.")
     gpu_ids: Devices = Field(
         [], description="GPUs to use, one for each position of the mesh; [] is CPU devices.")
+    peak_flops: float | None = Field(
+        None, gt=0, allow_inf_nan=False,
+        description="FLOP/s that one device could do in the run's precision, of which mfu in "
+                    "TensorBoard is a share; null is what is known of the GPU, if anything.")
 
 
 class DataKeys(Keys):

@@ -258,16 +258,20 @@ class RunConfig(clip_keys.ClipSection, MoeSection, keys.RunKeys, keys.PredictKey
 
     def describe(self) -> str:
         """Every key, its value and where it came from, and what follows from them, as text."""
+        rows = self.rows()
+        width = max(len(key) for key, _, _ in rows)
+        value_width = min(50, max(len(value) for _, value, _ in rows))
+        lines = [f"{key:{width}}  {value:{value_width}}  {source}" for key, value, source in rows]
+        return "\n".join([*(f"# {line}" for line in self.about.splitlines()), *lines])
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(key, value as JSON, where it came from) of every key and what follows from them."""
         facts, sources = self._facts(), self.sources
         sources.update(dict.fromkeys(DERIVED, "follows from the keys above"))
         given = self.clip.model_fields_set
         sources.update({f"clip.{key}": sources["clip"] if key in given else "default"
                         for key in type(self.clip).model_fields})
-        rows = [(key, value, sources[key]) for key, value in facts.items()]
-        width = max(len(key) for key, _, _ in rows)
-        value_width = min(50, max(len(value) for _, value, _ in rows))
-        lines = [f"{key:{width}}  {value:{value_width}}  {source}" for key, value, source in rows]
-        return "\n".join([*(f"# {line}" for line in self.about.splitlines()), *lines])
+        return [(key, value, sources[key]) for key, value in facts.items()]
 
 
 def load(path_or_name: str, overrides: Sequence[str] = (),

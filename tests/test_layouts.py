@@ -13,7 +13,7 @@ import pytest
 from configs import layout_choices, schema
 from mesh import auto_layout, recording
 from mesh.compat import auto_mtf, mtf, tf
-from training import explain_layout, proxies
+from training import placed, proxies
 
 ABSENT = [["nowhere", 1, None, 1.0]]  # no data are needed
 TINY = dict(n_vocab=60, n_embd=24, n_head=6, n_layer=1, train_batch_size=12, eval_batch_size=12)
@@ -81,15 +81,15 @@ def test_explained_slices_are_the_weights_cut_up(tmp_path, capsys):
                                      pad_vocab_multiple=4))
     graph, _ = proxies.graph_of(config, *proxies.facts_and_specs(config), None)
     with tf.Graph().as_default():
-        placed = explain_layout.weights(graph, recording.mesh_of(config))
-    for weight in placed:
+        found = placed.weights(graph, recording.mesh_of(config))
+    for weight in found:
         count = np.zeros([size for _, size, _ in weight.dims], int)
         for begin, cores in weight.parts.items():
             count[tuple(slice(b, b + n) for b, n in zip(begin, weight.shape, strict=True))] += len(
                 cores)
         copies = 6 // len(weight.parts)
         assert (count == copies).all() and weight.row()[-1] == str(copies)
-    table = next(weight for weight in placed if weight.name.endswith("wte"))
+    table = next(weight for weight in found if weight.name.endswith("wte"))
     assert table.row()[2] == "vocab:y" and table.bytes == 60 // 3 * 24 * 4
     assert list(table.places()) == ["vocab 0…19: cores 0, 3", "vocab 20…39: cores 1, 4",
                                     "vocab 40…59: cores 2, 5"]

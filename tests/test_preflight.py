@@ -11,7 +11,7 @@ from configs import schema
 from mesh import compile_cache, pjrt, tpus
 from mesh import preflight as mesh_preflight
 from mesh.compat import mtf
-from training import ahead, objectives
+from training import ahead, flops, objectives
 from training import preflight as preflight_run
 
 compiled = pytest.mark.skipif(pjrt.library() is None,
@@ -44,20 +44,20 @@ def test_a_masked_step_is_made_without_data(tmp_path):
 
 
 def test_model_flops_count_what_a_token_passes():
-    def flops(config, **sizes):
+    def of_token(config, **sizes):
         shapes = {name: mtf.Shape([mtf.Dimension(d, n) for d, n in dims])
                   for name, dims in sizes.items()}
-        return preflight_run.model_flops(config, [
-            (types.SimpleNamespace(name=name, shape=shape, trainable=True),)
+        return flops.of_token(config, [
+            types.SimpleNamespace(name=name, shape=shape, trainable=True)
             for name, shape in shapes.items()])
 
     plain = graphs.config(n_layer=2, n_ctx=8, n_embd=16)
-    assert flops(plain, a=[("x", 5)]) == 6 * 5 + 12 * 2 * 8 * 16
+    assert of_token(plain, a=[("x", 5)]) == 6 * 5 + 12 * 2 * 8 * 16
     mixed = plain.replace(attention_types=["local", "none"], local_attention_radius=4)
-    assert flops(mixed, a=[("x", 5)]) == 6 * 5 + 12 * 4 * 16
+    assert of_token(mixed, a=[("x", 5)]) == 6 * 5 + 12 * 4 * 16
     experts = graphs.config(n_layer=2, n_ctx=8, n_embd=16, moe_layers=[1],
                             moe_params={"num_experts": 4, "gating": "top_2"})
-    assert flops(experts, a=[("x", 5)], b=[("experts", 4), ("x", 6)]) == (
+    assert of_token(experts, a=[("x", 5)], b=[("experts", 4), ("x", 6)]) == (
         6 * (5 + 2 * 6) + 12 * 2 * 8 * 16)
 
 

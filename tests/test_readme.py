@@ -48,7 +48,7 @@ def test_the_pages_hold_commands():
 def check_main(args):
     """Refuses flags, config names, keys and values that main.py does not take."""
     parsed = flags.parse(args)
-    if parsed.import_from:
+    if parsed.import_from or parsed.report:
         return
     if parsed.sweep:
         sweep = sweep_file.Sweep.model_validate(

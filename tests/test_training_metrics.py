@@ -10,7 +10,8 @@ import pytest
 
 from training import metrics
 
-CONFIG = types.SimpleNamespace(train_steps=1000, train_batch_size=4, n_ctx=25)
+CONFIG = types.SimpleNamespace(train_steps=1000, train_batch_size=4, n_ctx=25, model="GPT",
+                               mesh_size=1, label_smoothing=0.0, entmax_alpha=1.0)
 VALUES = {"loss": 2.5, "learning_rate": 1e-3, "gradient_norm": 0.75}
 
 

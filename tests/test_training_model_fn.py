@@ -1,6 +1,7 @@
 """The model function by what a run of it leaves: losses, norms and scores, against transformers."""
 
 import math
+import re
 
 import jobs
 import numpy as np
@@ -45,6 +46,11 @@ def negative_log_likelihoods(module, tokens):
     return flat.reshape(len(tokens), -1)
 
 
+# By group of weights, transformers' names of its parameters and how many the run below has.
+GROUPS = {"embeddings": (r"\.w[tp]e\.", 2), "attention": (r"\.attn\.", 8), "mlp": (r"\.mlp\.", 8),
+          "norms": (r"\.ln_", 10)}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of two steps, with a checkpoint and an evaluation after each: its config."""
@@ -73,6 +79,16 @@ def test_step_equals_transformers_and_torch(run):
     assert shown["parameter_norm"] == pytest.approx(
         math.sqrt(sum((v.astype(np.float64) ** 2).sum() for v in masters)), rel=1e-6)
     assert shown["learning_rate"] == pytest.approx(run.lr)
+    for group, (part, others) in GROUPS.items():
+        of_group = [p.grad for name, p in module.named_parameters() if re.search(part, name)]
+        assert len(of_group) == others
+        assert shown[f"gradient_norm/{group}"] == pytest.approx(
+            math.sqrt(sum(float((g.double() ** 2).sum()) for g in of_group)), rel=1e-4)
+    assert {tag for tag in shown if tag.startswith("gradient_norm/")} == {
+        f"gradient_norm/{group}" for group in GROUPS}
+    for kind in ("gradient", "parameter"):
+        assert shown[f"{kind}_norm"] == pytest.approx(
+            math.sqrt(sum(shown[f"{kind}_norm/{group}"] ** 2 for group in GROUPS)), rel=1e-5)
 
     for name, parameter in module.named_parameters():
         ours, _ = gpt2_names(name)

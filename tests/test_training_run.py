@@ -11,6 +11,7 @@ import struct
 import jobs
 import pytest
 
+import inputs
 from configs import schema
 
 KEYS = ["step", "train_loss", "eval_loss", "perplexity", "bits_per_byte", "bits_per_decoded_byte",
@@ -76,13 +77,21 @@ def test_tensorboard_shows_the_run(finished):
     path, result = finished
     config = schema.load(path)
     shown = jobs.scalars(config.model_path)
-    assert set(shown) == {"loss", "loss/lm", "learning_rate", "gradient_norm", "parameter_norm",
-                          "tokens_per_second", "epoch"}
+    assert set(shown) == {
+        "loss", "loss/lm", "perplexity", "bits_per_byte", "bits_per_decoded_byte", "learning_rate",
+        "tokens_per_second", "epoch",
+        *(f"{kind}_norm{group}" for kind in ("gradient", "parameter")
+          for group in ("", "/embeddings", "/attention", "/mlp", "/norms"))}
     for tag, curve in shown.items():
         assert list(curve) == ([3, 4, 6] if tag == "tokens_per_second" else [1, 3, 4, 6]), tag
     assert shown["loss"] == shown["loss/lm"]
     assert shown["loss"][6] == result.summary["train_loss"]
     assert shown["loss"][6] < shown["loss"][1]
+    facts = inputs.dataset_facts(config, "train")
+    for step, loss in shown["loss/lm"].items():
+        assert shown["perplexity"][step] == pytest.approx(math.exp(loss), rel=1e-5)
+        assert shown["bits_per_byte"][step] == pytest.approx(
+            loss / math.log(2) * facts.tokens / facts.bytes, rel=1e-5)
     assert shown["learning_rate"][1] == pytest.approx(config.lr)
     evaluated = jobs.scalars(os.path.join(config.model_path, "eval"))
     assert evaluated["loss"] == {line["step"]: pytest.approx(line["eval_loss"])
@@ -90,7 +99,7 @@ def test_tensorboard_shows_the_run(finished):
     assert set(evaluated) == {"loss", "loss/lm", "perplexity", "bits_per_byte",
                               "bits_per_decoded_byte"}
     [text] = jobs.shown_text(config.model_path, "config").values()
-    assert ["n_embd", "16", "file"] in [line.split() for line in text.splitlines()]
+    assert "| n_embd | 16 | file |" in text.splitlines()
     assert list(jobs.shown_text(config.model_path, "sample")) == [4, 6]
 
 

@@ -30,6 +30,9 @@ class Meter:
     def __init__(self):
         self.told = []
 
+    def built(self, graph, mesh_impl):
+        pass
+
     def start_clock(self, step):
         self.told.append(step)
 

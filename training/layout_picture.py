@@ -10,7 +10,7 @@ def draw(config, placed):
     """A matplotlib Figure.
 
     Args:
-      config: the run's config. placed: a list of training.explain_layout.Placed.
+      config: the run's config. placed: a list of training.placed.Placed.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure

@@ -12,8 +12,9 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tqdm import tqdm
 
+from configs.layouts import LANGUAGE_MODELS
 from mesh.compat import tf
-from training import retrying
+from training import board, flops, retrying
 
 
 class Writer:
@@ -54,6 +55,11 @@ class Writer:
         value.metadata.ParseFromString(
             create_summary_metadata(display_name=name, description="").SerializeToString())
         self._writer.add_summary(tf.Summary(value=[value]), step)
+        self._writer.flush()
+
+    def summary(self, summary):
+        """Writes a Summary of one of TensorBoard's plugins, of the whole run."""
+        self._writer.add_summary(summary.SerializeToString())
         self._writer.flush()
 
     def close(self):
@@ -104,11 +110,13 @@ class Meter:
       facts: the training split's inputs.Facts.
       writer: a Writer.
       watch: the training.watching.Watch that hooks show each step's loss, or None.
+      peak: FLOP/s that the mesh could do, or None where it is not known.
     """
 
-    def __init__(self, config, facts, writer, watch=None):
-        self._config, self._writer, self.watch = config, writer, watch
-        self._windows = facts.windows
+    def __init__(self, config, facts, writer, watch=None, peak=None):
+        self._config, self._facts, self._writer, self._peak = config, facts, writer, peak
+        self.watch = watch
+        self._flops, self._drawn = None, False
         self._step = self._time = None
         self._measured_steps = self._measured_seconds = 0
         self.loss = None
@@ -120,6 +128,16 @@ class Meter:
         if not self._measured_seconds:
             return None
         return self._tokens(self._measured_steps) / self._measured_seconds
+
+    def built(self, graph, mesh_impl):
+        """Takes the step's mtf graph and the mesh that it is laid out on."""
+        config = self._config
+        # The formula is a language model's.
+        if self._peak and config.model in LANGUAGE_MODELS:
+            self._flops = flops.of_token(config, graph.trainable_variables)
+        if config.mesh_size > 1 and not self._drawn:
+            self._writer.picture("layout", board.layout(config, graph, mesh_impl), 0)
+            self._drawn = True
 
     def start_clock(self, step):
         """From the end of `step` on, time counts as training's."""
@@ -136,13 +154,15 @@ class Meter:
         self._step, self._time = step, now
         if math.isfinite(values["loss"]):
             self.loss = values["loss"]
-        shown = dict(values)
+        shown = {**values, **self._meaning(values)}
         if self.watch and self._config.on_nan == "skip":
             shown["skipped_steps"] = self.watch.skipped
-        if self._windows:  # an input function of the user's own has no epochs
-            shown["epoch"] = step * self._config.train_batch_size / self._windows
+        if self._facts.windows:  # an input function of the user's own has no epochs
+            shown["epoch"] = step * self._config.train_batch_size / self._facts.windows
         if rate:
             shown["tokens_per_second"] = rate
+            if self._flops:
+                shown["mfu"] = rate * self._flops / self._peak
         self._writer.scalars(shown, step)
         self._bar.n = step
         self._bar.refresh()
@@ -152,6 +172,15 @@ class Meter:
     def close(self):
         """Removes the progress bar."""
         self._bar.close()
+
+    def _meaning(self, values):
+        """What the training loss means, in the terms of an evaluation."""
+        config = self._config
+        # Only the cross-entropy is a likelihood.
+        if "loss/lm" not in values or config.label_smoothing or config.entmax_alpha != 1:
+            return {}
+        scores = language_scores(values["loss/lm"], self._facts)
+        return {name: value for name, value in scores.items() if value is not None}
 
     def _tokens(self, steps):
         return steps * self._config.train_batch_size * self._config.n_ctx

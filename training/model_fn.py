@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mesh import devices, random
 from mesh.compat import mtf, tf
 from models import layers
-from training import hooks, optimizers, schedules, step
+from training import groups, hooks, optimizers, schedules, step
 
 
 def model_fn(features, mode, params, config, objective, meter=None, start=None):
@@ -39,6 +39,7 @@ def model_fn(features, mode, params, config, objective, meter=None, start=None):
 def _train_spec(config, objective, mesh, features, meter, lowers, context, start):
     step = train_step(config, objective, mesh, features, lowers, start)
     host_call = None
+    meter.built(mesh.graph, step.lowering.mesh_impl(mesh))
     if context is None:
         log = hooks.LogScalars(step.scalars, config, meter)
     else:
@@ -113,13 +114,17 @@ def train_step(config, objective, mesh, features, lower, start=None):
 
     values, gradients = step.losses_and_gradients(inputs, loss_fn, key, config.num_microbatches)
     variables = graph.trainable_variables
+    of_groups = groups.norms("gradient_norm", gradients, variables)
     gradients, norm = optimizers.clip_by_global_norm(gradients, config.gradient_clipping)
     rate = schedules.learning_rate(global_step, config)
     finite = optimizers.finite([values["loss"], norm]) if config.on_nan == "skip" else None
     updates = optimizers.optimizer(config, rate, global_step + 1).apply_grads(gradients, variables,
                                                                              finite)
     values["gradient_norm"] = norm
-    values["parameter_norm"] = optimizers.global_norm([v.value for v in variables])
+    values.update(of_groups)
+    weights_now = [v.value for v in variables]
+    values["parameter_norm"] = optimizers.global_norm(weights_now)
+    values.update(groups.norms("parameter_norm", weights_now, variables))
 
     lowering = lower(config, mesh)
     with tf.control_dependencies([lowering.lowered_operation(op) for op in updates]):

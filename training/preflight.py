@@ -2,13 +2,12 @@
 
 import json
 import logging
-import re
 
 import inputs
 from configs.errors import UserError
 from mesh import preflight, tpus
 from mesh.compat import tf
-from training import ahead, frozen, objectives, remedies
+from training import ahead, flops, frozen, objectives, remedies
 
 _GIB = 2 ** 30
 REMEDIES = ("recompute_grad=true, a lower tokens_per_mb_per_replica or train_batch_size, "
@@ -30,13 +29,13 @@ def run(config, name):
                         f"{config.mesh_size} positions, and {name} has {tpu.cores} cores; try "
                         f"--set mesh_shape=x:{tpu.cores} --set layout=batch:x")
     preflight.check_installed()
-    found, flops = _compiled(config, tpu)
+    found, of_token = _compiled(config, tpu)
     tokens = config.train_batch_size * config.n_ctx
     if isinstance(found, preflight.TooLarge):
         _print_refusal(found, tpu, _tried(config, tpu))
     else:
         tried = () if _fits(found, tpu) else _tried(config, tpu)
-        _print_report(found, tpu, tokens, config.train_steps, flops * tokens, tried)
+        _print_report(found, tpu, tokens, config.train_steps, of_token * tokens, tried)
 
 
 def _compiled(config, tpu):
@@ -47,7 +46,7 @@ def _compiled(config, tpu):
     logging.info("compiling for %s (%s); this takes minutes for a large model", tpu.name,
                  tpu.topology)
     return (preflight.compile_for(program, tpu, config.mesh),
-            model_flops(config, impl.variables.values()))
+            flops.of_token(config, (variable for variable, *_ in impl.variables.values())))
 
 
 def _fits(found, tpu):
@@ -73,32 +72,6 @@ def _print_tried(rows):
         size = "" if row["hbm_gib"] is None else f", {row['hbm_gib']:.2f} GiB"
         print(f"tried {remedies.flags(row['set'])}: {'fits' if row['fits'] else 'does not fit'}"
               f"{size}")
-
-
-def model_flops(config, variables):
-    """FLOPs of a training step for each token, recomputation left out: 6N + 12·layers·seen·width.
-
-    Chowdhery et al. 2022 (PaLM), appendix B; the second term is attention's, with the tokens that a
-    layer's kind of attention sees: n_ctx, the radius of local layers, none of linear ones. Of a
-    layer's experts N counts those that a token is routed to, and shared weights as often as they
-    are used.
-
-    Args:
-      config: the run's config.
-      variables: pairs that begin with an mtf.Variable, all of the step's.
-    """
-    moe = config.moe_params
-    routed = (1 if moe.gating == "top_1" else 2) / moe.num_experts
-    parameters = 0
-    for variable, *_ in variables:
-        if variable.trainable:
-            used = routed if "experts" in variable.shape.dimension_names else 1
-            if config.share_parameters and re.search(r"(^|/)h/", variable.name):
-                used *= config.n_layer
-            parameters += used * variable.shape.size
-    seen = {"global": config.n_ctx, "local": min(config.local_attention_radius, config.n_ctx)}
-    reach = sum(seen.get(kind, 0) for kind in config.attention_types)
-    return 6 * parameters + 12 * reach * config.n_embd
 
 
 def _data(config):

@@ -17,7 +17,9 @@ from mesh import devices
 from mesh.compat import mtf, tf, tpu_loops
 from models import layers
 from training import (
+    board,
     checkpoints,
+    flops,
     frozen,
     gauges,
     hooks,
@@ -73,13 +75,13 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None):
         objective.prepare()
     writer = metrics.Writer(config.model_path)
     writer.start(step)
-    writer.text("config", metrics.fenced(config.describe()), step)
+    board.begin(writer, config, facts, step)
     if evaluating:
         # One for the whole run: each writer is a file of its own.
         eval_writer = metrics.Writer(os.path.join(config.model_path, "eval"))
         eval_writer.start(step)
     watch = watching.Watch(config, record.start_window)
-    meter = metrics.Meter(config, facts, writer, watch)
+    meter = metrics.Meter(config, facts, writer, watch, flops.peak(config))
     samples = Samples(config, writer)
     estimator = make_estimator(config, objective, meter, tpu, start and start.initializer)
     scores = None
