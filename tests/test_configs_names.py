@@ -16,7 +16,7 @@ KEYS = """
     mlm_random_token_prob mlm_same_token_prob mlm_training mlp_glu model model_path
     moe_activation moe_layers moe_params momentum n_ctx n_embd n_head n_layer n_vocab nesterov
     no_weight_tie norm num_mem_kv on_nan on_nan_limit opt_name pad_masked pad_vocab_multiple
-    parallel_residual position precision predict_batch_size predict_max_steps predict_path
+    parallel_residual peak_flops position precision predict_batch_size predict_max_steps predict_path
     recompute_grad res_dropout rezero rotary_base rotary_dims rotary_style sample_tokens
     scale_by_depth scale_by_in seed share_parameters steps_per_checkpoint
     tokens_per_mb_per_replica top_k train_batch_size train_steps warmup_steps weight_decay
