@@ -6,21 +6,21 @@ A key that is renamed stays known under its old name (configs/legacy.py). Add ne
 from configs import clip_keys, moe_keys, schema
 
 KEYS = """
-    about activation_function ada_epsilon1 ada_epsilon2 attention_types attn_dropout axial_dims
-    beta1 beta2 checkpoint clip datasets decay_exponent decay_type embed_dropout entmax_alpha
-    entmax_sampling epsilon eval_batch_size eval_steps eval_tasks eval_tasks_bos factored
-    gpu_ids gradient_clipping init_from init_resize initializer_range inline_datasets input_fn
-    intermediate_size iterations keep keep_best keep_every label_smoothing layer_norm_epsilon
-    layout local_attention_radius lr lr_decay lr_decay_end lr_min_ratio macaron mesh_shape
-    mlm_cls_token_id mlm_mask_id mlm_mask_ignore_ids mlm_mask_prob mlm_mask_text
-    mlm_random_token_prob mlm_same_token_prob mlm_training mlp_glu model model_path
-    moe_activation moe_layers moe_params momentum n_ctx n_embd n_head n_layer n_vocab nesterov
-    no_weight_tie norm num_mem_kv on_nan on_nan_limit opt_name pad_masked pad_vocab_multiple
-    parallel_residual peak_flops position precision predict_batch_size predict_max_steps predict_path
-    recompute_grad res_dropout rezero rotary_base rotary_dims rotary_style sample_tokens
-    scale_by_depth scale_by_in seed share_parameters steps_per_checkpoint
-    tokens_per_mb_per_replica top_k train_batch_size train_steps warmup_steps weight_decay
-    z_loss
+    about activation_function ada_epsilon1 ada_epsilon2 attention_types attn_dropout
+    axial_dims beta1 beta2 checkpoint clip datasets decay_exponent decay_type embed_dropout
+    entmax_alpha entmax_sampling epsilon eval_batch_size eval_steps eval_tasks eval_tasks_bos
+    factored gpu_ids gradient_clipping init_from init_resize initializer_range
+    inline_datasets input_fn intermediate_size iterations keep keep_best keep_every
+    label_smoothing layer_norm_epsilon layout local_attention_radius lr lr_decay lr_decay_end
+    lr_min_ratio macaron mesh_shape mlm_cls_token_id mlm_mask_id mlm_mask_ignore_ids
+    mlm_mask_prob mlm_mask_text mlm_random_token_prob mlm_same_token_prob mlm_training
+    mlp_glu model model_path moe_activation moe_layers moe_params momentum n_ctx n_embd
+    n_head n_layer n_vocab nesterov no_weight_tie norm num_mem_kv on_nan on_nan_limit
+    opt_name pad_masked pad_vocab_multiple parallel_residual peak_flops position precision
+    predict_batch_size predict_max_steps predict_path recompute_grad res_dropout rezero
+    rotary_base rotary_dims rotary_style sample_tokens scale_by_depth scale_by_in seed
+    share_parameters skip_corrupt steps_per_checkpoint tokens_per_mb_per_replica top_k
+    train_batch_size train_steps warmup_steps weight_decay z_loss
 """.split()
 CLIP = """
     control distillation image_channels image_heads image_layers image_patch image_pool
