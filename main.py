@@ -126,6 +126,10 @@ def lay_out(config, args):
         from training import explain_layout
 
         explain_layout.run(config, args.explain_layout or config.model_path)
+    elif args.job == "search_layouts":
+        from training import search_layouts
+
+        search_layouts.run(config, args.search_layouts, args.write)
     else:
         from training import auto_layout
 

@@ -27,7 +27,7 @@ PREDICT_DEFAULTS = {"prompt": [], "num_samples": 1, "max_new_tokens": None, "tem
 
 # The jobs by their flags; without one of them it is "train".
 JOBS = ("eval", "predict", "check_dataset", "print_config", "dry_run", "export", "preflight",
-        "auto_layout", "auto_layout_and_mesh_shape", "explain_layout", "sweep",
+        "auto_layout", "auto_layout_and_mesh_shape", "explain_layout", "search_layouts", "sweep",
         "import_from", "report")
 
 # Which jobs a flag goes with, where it does not go with all of them.
@@ -40,7 +40,7 @@ GOES_WITH = {
     "new": {"import_from", "train"},
     "tpu": {"eval", "predict", "sweep", "train"},
     "out": {"report"},
-    "write": {"auto_layout", "auto_layout_and_mesh_shape"},
+    "write": {"auto_layout", "auto_layout_and_mesh_shape", "search_layouts"},
 }
 
 
@@ -130,6 +130,10 @@ def make_parser() -> Parser:
     jobs.add_argument("--explain_layout", metavar="DIR", nargs="?", const="",
                       help="show which slice of which weight each core has, as text, HTML and PNG "
                            "(in DIR, or model_path)")
+    jobs.add_argument("--search_layouts", metavar="SLICE",
+                      help="find the fastest mesh_shape and layout for a TPU slice: all valid ones "
+                           "by arithmetic, the best by the TPU compiler; a table, a page and a "
+                           "plot; see docs/layouts.md")
     jobs.add_argument("--sweep", metavar="FILE",
                       help="train many runs of a config with other values of some keys, as a YAML "
                            "file says, and compare them; needs no --model. See docs/sweeps.md")
@@ -147,7 +151,7 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("layouts")
     group.add_argument("--write", metavar="FILE",
                        help="write the config with the layout that was found (with --auto_layout, "
-                            "--auto_layout_and_mesh_shape)")
+                            "--auto_layout_and_mesh_shape, --search_layouts)")
 
     group = parser.add_argument_group("evaluation and prediction")
     group.add_argument("--checkpoint", metavar="latest|best|STEP",

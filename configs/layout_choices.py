@@ -1,5 +1,6 @@
 """Which meshes a number of cores can make, and which layout rules a config lets through."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from configs import layouts
@@ -53,6 +54,36 @@ def by_dimension(config: Any, mesh_shape: str) -> dict[str, dict[str, str | None
     axes = [name for name, _ in layouts.parse_mesh_shape(mesh_shape)]
     return {name: {axis: refusal(config, f"{name}:{axis}", mesh_shape=mesh_shape)
                    for axis in axes} for name in splittable(config)}
+
+
+def all_layouts(config: Any, mesh_shape: str) -> Iterator[Any]:
+    """The config with each layout that the checks let through, and that leaves no axis idle.
+
+    A GPT-C's student is small and frozen: dimensions of its own stay whole.
+
+    Args:
+        config: a RunConfig of a language model. mesh_shape: such as "x:4,y:2".
+    """
+    axes = [name for name, size in layouts.parse_mesh_shape(mesh_shape) if size > 1]
+    able = {name: [axis for axis in axes if found[axis] is None]
+            for name, found in by_dimension(config, mesh_shape).items()
+            if not name.startswith("clip_")
+            and (name != "embed_sequence" or config.position == "learned")}
+    apart: dict[str, set[str]] = {name: set() for name in able}
+    for dims in layouts.TENSORS.values():
+        for name in apart.keys() & set(dims):
+            apart[name] |= set(dims) - {name}
+    rules: list[dict[str, str]] = [{}]
+    for name, found in able.items():
+        rules += [{**chosen, name: axis} for chosen in rules for axis in found
+                  if all(chosen.get(other) != axis for other in apart[name])]
+    for chosen in rules:
+        if set(chosen.values()) == set(axes):
+            try:
+                yield config.replace(layout=layouts.pairs_text(list(chosen.items())),
+                                     mesh_shape=mesh_shape)
+            except UserError:  # what only several rules together break
+                continue
 
 
 def lines(choices: dict[str, dict[str, str | None]]) -> list[str]:

@@ -28,7 +28,7 @@ class RecordingMesh(AheadMesh):
     """An AheadMesh that fills `noted`, a list of Noted; see AheadMesh for the arguments."""
 
     def __init__(self, shape, layout):
-        self.noted = []
+        self.noted, self._outside = [], tf.get_default_graph()
         self._mesh = [(dim.name, dim.size) for dim in shape.dims]
         super().__init__(shape, layout)
 
@@ -46,11 +46,13 @@ class RecordingMesh(AheadMesh):
 
     def _note(self, kind, x, groups):
         if max(map(len, groups), default=1) > 1:
+            # A loop's body is a graph of its own, but within compat.tpu_loops.
             graph = tf.get_default_graph()
+            looped = (graph is not self._outside
+                      or graph._get_control_flow_context() is not None)
             self.noted.append(Noted(kind, estimate.axes_of(groups, self._mesh),
                                     graph.get_name_scope(),
-                                    math.prod(x.shape.as_list()) * x.dtype.size,
-                                    graph._get_control_flow_context() is not None))
+                                    math.prod(x.shape.as_list()) * x.dtype.size, looped))
 
 
 def mesh_of(config):

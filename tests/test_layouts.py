@@ -113,3 +113,14 @@ def test_explain_layout_names_the_gradients_sums(tmp_path, capsys):
     assert weights + table <= moved < weights + table + 200
     assert done.summary["weight_bytes_per_core"] == weights
     assert json.loads(done.stdout.splitlines()[-1])["html"].endswith("layout.html")
+
+
+def test_collectives_of_microbatches_count_in_the_loop(tmp_path):
+    """The sums over heads are of activations, in each microbatch."""
+    config = schema.load(jobs.config(
+        tmp_path, ABSENT, **TINY, mesh_shape="x:2,y:2", layout="batch:x,heads:y",
+        tokens_per_mb_per_replica=8))
+    assert config.num_microbatches > 1
+    noted = proxies.recorded(config, *proxies.facts_and_specs(config), None).noted
+    large = [one for one in noted if one.axes == "y" and one.bytes > 100]
+    assert large and all(one.looped for one in large)

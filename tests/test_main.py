@@ -19,7 +19,7 @@ FLAGS = {
     "--help", "-h", "--model", "--set", "--model_path", "--gpu_ids", "--tpu", "--tpu_zone",
     "--gcp_project", "--eval", "--predict",
     "--check_dataset", "--diff", "--dry_run", "--print_config", "--auto_layout",
-    "--auto_layout_and_mesh_shape",
+    "--auto_layout_and_mesh_shape", "--search_layouts",
     "--explain_layout", "--write", "--preflight", "--import_from", "--export", "--sweep",
     "--report", "--out",
     "--steps_per_checkpoint", "--new", "--yes", "--prompt",

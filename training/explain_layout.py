@@ -12,7 +12,7 @@ from training import checkpoints, heat_map, layout_picture, placed, proxies
 
 # Layers repeat: the collectives of more of them are the same again.
 _LAYERS = 2
-_STYLE = ("body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}"
+STYLE = ("body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}"
           "td,th{border:1px solid #bbb;padding:2px 8px;text-align:left;vertical-align:top}")
 
 
@@ -87,7 +87,7 @@ def page(config, weights, talk, layers, picture):
                   for x in weights]
     title = html.escape(f"mesh_shape {config.mesh_shape or 'of one core'}, "
                         f"layout {config.layout or 'none'}")
-    return (f"<!DOCTYPE html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+    return (f"<!DOCTYPE html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
             f"<h1>{title}</h1><img src='data:image/png;base64,"
             f"{base64.b64encode(picture).decode()}'><h2>Weights</h2>"
             f"<table>{heads([*HEADINGS, 'where'])}{rows(of_weights)}</table>"
