@@ -41,6 +41,8 @@ def keys_of(case, directory):
         data, keys = clip.keys_of(case, directory)
         if case.startswith("gpt_c"):
             mesh |= dict(tokens_per_mb_per_replica=32, recompute_grad=True)
+        if case == "clip":
+            mesh["eval_steps"] = 0  # its pictures are all for training
         return data, {**keys, **mesh}
     mesh |= jobs.DROPOUT
     data = jobs.dataset(directory)
@@ -65,7 +67,7 @@ def prepare(case, directory):
     data, keys = keys_of(case, pathlib.Path(directory))
     for name in ("straight", "broken"):
         jobs.config(directory, data, name=name, train_steps=STEPS, steps_per_checkpoint=EVERY,
-                    eval_steps=1, keep=2, **keys)
+                    keep=2, **{"eval_steps": 1, **keys})
 
 
 def forked(work, log):
