@@ -20,7 +20,8 @@ READY = $(if $(INSTALLED),,$(VENV)/.program-$(call checksum,requirements.txt))
 PREFLIGHT_READY = $(if $(INSTALLED),,$(VENV)/.preflight-$(call checksum,requirements.txt \
 	requirements-preflight.txt))
 DEV_READY = $(if $(INSTALLED),,$(VENV)/.dev-$(call checksum,requirements.txt \
-	requirements-layouts.txt requirements-sweep.txt requirements-serve.txt requirements-dev.txt))
+	requirements-layouts.txt requirements-sweep.txt requirements-serve.txt requirements-wandb.txt \
+	requirements-dev.txt))
 
 # The first interpreter of the right version that can make an environment; empty if there is none.
 CHOSEN = $(shell for python in $(or $(PYTHON),python3.11 python3.10 python3); do \

@@ -199,7 +199,8 @@ def run_job(args):
             # A config may name the checkpoint to sample from; training is about the newest.
             if config.checkpoint != "latest":
                 config = config.replace(checkpoint="latest")
-            run.train(config, new=args.new, yes=args.yes, tpu=tpu, elsewhere=start_from)
+            run.train(config, new=args.new, yes=args.yes, tpu=tpu, elsewhere=start_from,
+                      wandb=args.wandb)
     return 0
 
 

@@ -40,6 +40,7 @@ GOES_WITH = {
     "new": {"import_from", "train"},
     "tpu": {"eval", "predict", "sweep", "train"},
     "out": {"report"},
+    "wandb": {"train"},
     "write": {"auto_layout", "auto_layout_and_mesh_shape", "search_layouts"},
 }
 
@@ -164,6 +165,8 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("training")
     group.add_argument("--steps_per_checkpoint", metavar="N", type=count,
                        help="override the number of steps between checkpoints")
+    group.add_argument("--wandb", metavar="PROJECT",
+                       help="log scalars to Weights & Biases as well; see docs/tensorboard.md")
     group.add_argument("--new", action="store_true",
                        help="delete what is in the model's directory and start afresh; asks before")
     group.add_argument("--yes", action="store_true", help="answer yes to what --new asks")

@@ -20,7 +20,7 @@ FLAGS = {
     "--gcp_project", "--eval", "--predict",
     "--check_dataset", "--diff", "--dry_run", "--print_config", "--auto_layout",
     "--auto_layout_and_mesh_shape", "--search_layouts",
-    "--explain_layout", "--write", "--preflight", "--import_from", "--export", "--sweep",
+    "--explain_layout", "--write", "--preflight", "--import_from", "--export", "--sweep", "--wandb",
     "--report", "--out",
     "--steps_per_checkpoint", "--new", "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
@@ -258,9 +258,10 @@ def test_problems_of_a_dataset_end_with_1(calls, monkeypatch, well, status):
 
 
 @pytest.mark.parametrize("given, job, wanted", [
-    ([], "train", {"new": False, "yes": False, "tpu": None, "elsewhere": main.start_from}),
+    ([], "train", {"new": False, "yes": False, "tpu": None, "elsewhere": main.start_from,
+                     "wandb": None}),
     (["--new", "--yes"], "train", {"new": True, "yes": True, "tpu": None,
-                                   "elsewhere": main.start_from}),
+                                   "elsewhere": main.start_from, "wandb": None}),
     (["--eval"], "evaluate", {"tpu": None}),
     (["--check_dataset"], "check_dataset", {})])
 def test_one_job_is_called_with_the_config(calls, given, job, wanted):

@@ -13,7 +13,7 @@ import pytest
 PIN = re.compile(r'([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)(; python_version [<>=]+ "3\.\d+")?')
 FILES = ["requirements.txt", "requirements-dev.txt", "requirements-compare.txt",
          "requirements-preflight.txt", "requirements-layouts.txt", "requirements-sweep.txt",
-         "requirements-gpu.txt", "requirements-serve.txt"]
+         "requirements-gpu.txt", "requirements-serve.txt", "requirements-wandb.txt"]
 
 
 def normal(name):
@@ -78,8 +78,8 @@ def third_party_imports(root, benchmarks=False):
 def test_everything_imported_is_required(root):
     imported = third_party_imports(root)
     assert {"tensorflow", "mesh_tensorflow", "yaml", "google_crc32c"} <= set(imported)
-    # All else works without the solver of layouts, the chooser of sweeps and the web's framework.
-    required = {name for part in ("", "-layouts", "-sweep", "-serve")
+    # All else works without the solver of layouts, the chooser of sweeps and services of others.
+    required = {name for part in ("", "-layouts", "-sweep", "-serve", "-wandb")
                 for name in pins(root, f"requirements{part}.txt")}
     distributions = importlib.metadata.packages_distributions()
     for name, path in imported.items():

@@ -22,6 +22,7 @@ _HERE = "{model_path}"
 
 # What a run writes into its directory.
 _OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
+              "wandb", "wandb.json",
               "metrics.jsonl", "bad_steps.jsonl", "config.json", keeping.SCORES, "teacher",
               "student", "encoder", "init", "probe_*.png", _FILE)
 

@@ -22,9 +22,11 @@ class Writer:
 
     Args:
       directory: the run's directory, or one below it for another curve on the same axes.
+      also: a function of (dict of numbers, step) that is given the scalars as well.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory, also=None):
+        self._also = also
         with tf.Graph().as_default():  # TensorFlow 1's writer refuses to be made eagerly
             # Two files of the same second would overwrite each other.
             self._writer = tf.summary.FileWriter(directory,
@@ -40,6 +42,8 @@ class Writer:
         for name, value in values.items():
             self._writer.add_summary(scalar_pb(name, value).SerializeToString(), step)
         self._writer.flush()
+        if self._also:
+            self._also(values, step)
 
     def text(self, name, markdown, step):
         """Writes a text, which TensorBoard shows as Markdown."""

@@ -32,12 +32,13 @@ from training import (
     starting,
     stopping,
     tasks,
+    wandb_log,
     watching,
 )
 from training.samples import Samples
 
 
-def train(config, new=False, yes=False, tpu=None, elsewhere=None):
+def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None):
     """Trains to `train_steps`, from the last checkpoint if there is one.
 
     Every `steps_per_checkpoint` steps a checkpoint is saved and the validation split evaluated. The
@@ -49,6 +50,7 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None):
       yes: the answer to that question.
       tpu: the mesh.cloud.Tpu to train on.
       elsewhere: what reads an `init_from` that is no run: see starting.of_run.
+      wandb: the project at Weights & Biases that gets the scalars as well.
 
     Raises:
       UserError: the data, the config or the directory cannot be used.
@@ -73,12 +75,14 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None):
         start.adopt(config)
     if not step:
         objective.prepare()
-    writer = metrics.Writer(config.model_path)
+    log = wandb_log.Log(config, wandb) if wandb else None
+    writer = metrics.Writer(config.model_path, log and log.under("train"))
     writer.start(step)
     board.begin(writer, config, facts, step)
     if evaluating:
         # One for the whole run: each writer is a file of its own.
-        eval_writer = metrics.Writer(os.path.join(config.model_path, "eval"))
+        eval_writer = metrics.Writer(os.path.join(config.model_path, "eval"),
+                                     log and log.under("eval"))
         eval_writer.start(step)
     watch = watching.Watch(config, record.start_window)
     meter = metrics.Meter(config, facts, writer, watch, flops.peak(config))
@@ -108,6 +112,8 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None):
     writer.close()
     if evaluating:
         eval_writer.close()
+    if log:
+        log.close()
     if scores is None and evaluating:
         scores = _evaluate(config, objective, estimator, measured)
     _print_summary(step=step, train_loss=meter.loss, **(scores or _NO_SCORES),
