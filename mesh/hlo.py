@@ -111,9 +111,11 @@ def aliased(module, scalars, arguments):
       ValueError: it has results that are neither.
     """
     shape = module.host_program_shape
-    places = {entry.output_shape_index[0]: arguments[entry.parameter_number]
+    # One result alone is no tuple, and has no index.
+    places = {(*entry.output_shape_index, 0)[0]: arguments[entry.parameter_number]
               for entry in module.input_output_alias.entries}
-    number = len(shape.result.tuple_shapes)
+    several = shape.result.element_type == xla_data_pb2.TUPLE
+    number = len(shape.result.tuple_shapes) if several else 1
     found = {**dict(enumerate(scalars)), **places}
     if len(shape.parameters) != len(arguments) or sorted(found) != list(range(number)):
         raise ValueError(f"the program has {len(shape.parameters)} arguments and {number} results; "

@@ -133,6 +133,33 @@ def test_collectives_on_cores_in_another_order(cores):
     assert {"all-reduce", "all-to-all", "collective-permute"} <= {i.opcode for i in instructions}
 
 
+@pytest.mark.parametrize("updates", [False, True])
+def test_a_program_with_one_result(cores, updates):
+    """A scalar alone, or a variable alone that takes over its argument's memory."""
+    rows, array = graphs.dim("rows", 4), np.arange(4, dtype=np.float32)
+    with tf.Graph().as_default() as graph:
+        mesh = mtf.Mesh(mtf.Graph(), "mesh")
+        given = {"array": tf.placeholder(tf.float32, [4], "array")}
+        x = mtf.import_tf_tensor(mesh, given["array"], mtf.Shape([rows]))
+        outputs = {} if updates else {"sum": mtf.reduce_sum(x)}
+        if updates:
+            variable = mtf.get_variable(mesh, "held", x.shape,
+                                        initializer=tf.zeros_initializer())
+            update = mtf.assign(variable, variable + x)
+        impl = ahead.AheadMesh(mtf.convert_to_shape("x:2"), mtf.convert_to_layout_rules("rows:x"))
+        lowering = mtf.Lowering(mesh.graph, {mesh: impl}, autostack=False)
+        fetches = {name: lowering.export_to_tf_tensor(y) for name, y in outputs.items()}
+        operation = lowering.lowered_operation(update) if updates else tf.no_op()
+    program = ahead.program(graph, impl, given, fetches, operation)
+    held = {"held": [array[:2], array[2:]]} if updates else {}
+    curve, last = cores.run(program, {"array": [array] * 2, **held}, 2)
+    if updates:
+        assert program.results == ["held"] and curve == [{}, {}]
+        np.testing.assert_array_equal(np.concatenate(last["held"]), 3 * array)
+    else:
+        assert program.results == ["sum"] and curve == [{"sum": [6.0, 6.0]}] * 2
+
+
 def text(rows=8, length=16):
     """A batch of rows, some of which are not full."""
     tokens = np.random.RandomState(0).randint(0, VOCAB, [rows, length + 1])
