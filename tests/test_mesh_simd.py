@@ -191,6 +191,26 @@ def test_bfloat16(cores):
     compare(cores, config, language.Language(config, FACTS), text(), 0.1)
 
 
+EXPERTS = dict(moe_layers=[0], moe_params={"num_experts": 4, "hidden_size": 12,
+                                           "min_expert_capacity": 1})
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout", "keys"), [
+    ("x:2", "batch:x,experts:x", {}),
+    ("x:2,y:2", "batch:x,experts:y,heads:y,vocab:y,intermediate_expanded:y",
+     dict(tokens_per_mb_per_replica=32, recompute_grad=True)),
+    ("x:2,y:2", "batch:x,experts:x,expert_hidden:y", {}),
+    ("x:2,y:2", "batch:x,experts:x,embd:y", {}),
+], ids=lambda value: value if isinstance(value, str) and ":" in value else None)
+def test_experts(cores, mesh_shape, layout, keys):
+    config = graphs.config(mesh_shape=mesh_shape, layout=layout, **{**SMALL, **EXPERTS, **keys})
+    program = compare(cores, config, language.Language(config, FACTS), text())
+    if "experts:x" in layout:  # rows go to their experts, and come back
+        opcodes = {i.opcode for c in hlo.parse(program.module).computations
+                   for i in c.instructions}
+        assert "all-to-all" in opcodes
+
+
 @pytest.mark.parametrize("opt_name", ["adamw", "adafactor"])
 def test_a_step_that_is_not_finite_is_left_out(cores, bad_steps, opt_name):
     bad_steps[1] = np.nan, ("gradient",)

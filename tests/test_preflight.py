@@ -43,6 +43,30 @@ def test_a_masked_step_is_made_without_data(tmp_path):
     assert program.cores == 2
 
 
+def test_a_step_of_gpt_c_is_made_without_its_student(tmp_path, capsys, monkeypatch):
+    """The student is what the config of its run's name says; the program has all its weights."""
+    programs = []
+
+    def compile_for(program, tpu, mesh):
+        programs.append(program)
+        return mesh_preflight.Compiled({"arguments": 1}, types.SimpleNamespace(moved=[]), [],
+                                       {"compute": 1.0})
+
+    monkeypatch.setattr(mesh_preflight, "compile_for", compile_for)
+    monkeypatch.setattr(mesh_preflight, "check_installed", lambda: None)
+    keys = dict(model="gpt_c", n_layer=1, tokens_per_mb_per_replica=0)
+    done = preflight(capsys, tmp_path, "v3-8", **keys,
+                     clip={"student": f"{tmp_path}/nowhere/demo_student"})
+    assert done.summary["fits"]
+    student = schema.load("demo_student")
+    blocks = {name.split("/")[1] for name in programs[0].arguments
+              if name.startswith("clip_student/") and "/h" in name}
+    assert "clip_student/wte" in programs[0].arguments and len(blocks) == student.n_layer
+    error = preflight(capsys, tmp_path, "v3-8", **keys,
+                      clip={"student": f"{tmp_path}/nowhere/unknown"}).error
+    assert "clip.student" in error and len(programs) == 1
+
+
 def test_model_flops_count_what_a_token_passes():
     def of_token(config, **sizes):
         shapes = {name: mtf.Shape([mtf.Dimension(d, n) for d, n in dims])

@@ -2,12 +2,13 @@
 
 import json
 import logging
+import os
 
 import inputs
 from configs.errors import UserError
 from mesh import preflight, tpus
 from mesh.compat import tf
-from training import ahead, flops, frozen, objectives, remedies
+from training import ahead, flops, objectives, proxies, remedies
 
 _GIB = 2 ** 30
 REMEDIES = ("recompute_grad=true, a lower tokens_per_mb_per_replica or train_batch_size, "
@@ -41,7 +42,7 @@ def run(config, name):
 def _compiled(config, tpu):
     """(what preflight.compile_for says of a config's step, its model FLOPs a token)."""
     facts, specs = _data(config)
-    objective = objectives.of_run(config, facts, frozen.of_run(config))
+    objective = objectives.of_run(config, facts, _frozen(config))
     program, impl = ahead.program(config, objective, specs, tpu.torus)
     logging.info("compiling for %s (%s); this takes minutes for a large model", tpu.name,
                  tpu.topology)
@@ -85,11 +86,16 @@ def _data(config):
             raise
         logging.info("note: %s; the step is compiled for n_vocab = %d ids all the same", error,
                      config.n_vocab)
-    facts = inputs.Facts(tokens=0, bytes=None, decoded_bytes=None, windows=0, encoder=None,
-                         encoder_hash=None, n_vocab=config.n_vocab, eos_id=None, datasets=())
-    batch = config.train_batch_size
-    return facts, {"tokens": tf.TensorSpec([batch, config.window_size + 1], tf.int32),
-                   "valid": tf.TensorSpec([batch], tf.int32)}
+    return proxies.facts_and_specs(config)
+
+
+def _frozen(config):
+    """The frozen weights of a run, or what stands for them; a note says which."""
+    taken = proxies.frozen_of(config)
+    if isinstance(taken, proxies.Unread):
+        logging.info("note: %s is not there; the step is compiled for a student of configs/%s.json",
+                     config.clip.student, os.path.basename(config.clip.student.rstrip("/")))
+    return taken
 
 
 def _print_refusal(found, tpu, tried):
