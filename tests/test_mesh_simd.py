@@ -80,7 +80,10 @@ def compare(cores, config, objective, features, tolerance=1e-4):
             np.testing.assert_allclose(values, [scalars[name]] * program.cores, rtol=tolerance,
                                        err_msg=name)
     assert last["global_step"] == [STEPS] * program.cores
-    trained = {name for name in wanted if not np.array_equal(wanted[name], first[name])}
+    # Compared as cores hold them: a frozen weight may come back rounded to bfloat16.
+    trained = {name for name in wanted if any(
+        not np.array_equal(a, b)
+        for a, b in zip(slices(name, wanted[name]), slices(name, first[name]), strict=True))}
     assert trained == set(last)
     for name in trained - {"global_step"}:
         parts = [slices(name, value) for value in (first[name], wanted[name])]
@@ -199,7 +202,6 @@ EXPERTS = dict(moe_layers=[0], moe_params={"num_experts": 4, "hidden_size": 12,
     ("x:2", "batch:x,experts:x", {}),
     ("x:2,y:2", "batch:x,experts:y,heads:y,vocab:y,intermediate_expanded:y",
      dict(tokens_per_mb_per_replica=32, recompute_grad=True)),
-    ("x:2,y:2", "batch:x,experts:x,expert_hidden:y", {}),
     ("x:2,y:2", "batch:x,experts:x,embd:y", {}),
 ], ids=lambda value: value if isinstance(value, str) and ":" in value else None)
 def test_experts(cores, mesh_shape, layout, keys):
@@ -229,26 +231,36 @@ def student(tmp_path_factory):
     return clip_runs.student(tmp_path_factory.mktemp("student"))[0]
 
 
-@pytest.mark.parametrize(("mesh_shape", "layout", "clip"), [
-    ("x:2,y:2", "batch:x,heads:y,vocab:y,clip_heads:y,clip_vocab:y,clip_out:y", {}),
-    ("x:2", "embd:x,clip_embd:x", dict(loss="contrastive", samples=16)),
-    ("x:2", "embd:x,clip_intermediate:x", dict(mode="input"))])
-def test_gpt_c(cores, student, mesh_shape, layout, clip):
+SPLIT_BATCH = dict(tokens_per_mb_per_replica=32, recompute_grad=True)
+
+
+@pytest.mark.parametrize(("mesh_shape", "layout", "clip", "keys", "tolerance"), [
+    ("x:2,y:2", "batch:x,heads:y,vocab:y,clip_heads:y,clip_vocab:y,clip_out:y", {}, {}, 1e-4),
+    ("x:2,y:2", "batch:x,vocab:y,intermediate_expanded:y", {}, SPLIT_BATCH, 1e-4),
+    ("x:2", "memory_length:x", dict(loss="contrastive", samples=16), {}, 1e-4),
+    ("x:2", "batch:x", {}, dict(precision="bfloat16"), 0.1),
+    ("x:2", "embd:x,clip_embd:x", dict(loss="contrastive", samples=16), {}, 1e-4),
+    ("x:2", "embd:x,clip_intermediate:x", dict(mode="input"), {}, 1e-4)])
+def test_gpt_c(cores, student, mesh_shape, layout, clip, keys, tolerance):
     config = graphs.config(model="gpt_c", mesh_shape=mesh_shape, layout=layout,
-                           clip={"student": student, **clip}, **SMALL)
+                           clip={"student": student, **clip}, **{**SMALL, **keys})
     kind = language.Language if clip.get("mode") else supervision.Supervision
-    program = compare(cores, config, kind(config, FACTS, frozen.of_run(config)), text())
+    objective = kind(config, FACTS, frozen.of_run(config))
+    program = compare(cores, config, objective, text(), tolerance)
     assert "clip_student/wte" in program.arguments
 
 
-def test_clip_student(cores, tmp_path):
+@pytest.mark.parametrize(("mesh_shape", "layout", "keys", "tolerance"), [
+    ("x:2,y:2", "batch:x,clip_heads:y,clip_intermediate:y,clip_vocab:y", SPLIT_BATCH, 1e-4),
+    ("x:2", "clip_embd:x", {}, 1e-4),
+    ("x:2", "batch:x", dict(precision="bfloat16"), 0.1)])
+def test_clip_student(cores, tmp_path, mesh_shape, layout, keys, tolerance):
     config = clip_runs.student_config(
         tmp_path / "student", n_layer=1, lr=1e-2, warmup_steps=1, epsilon=1e-3, eval_steps=0,
-        mesh_shape="x:2,y:2", layout="batch:x,clip_heads:y,clip_intermediate:y,clip_vocab:y",
-        recompute_grad=True, tokens_per_mb_per_replica=32,
+        mesh_shape=mesh_shape, layout=layout, **keys,
         clip={"teacher": clip_runs.teacher(tmp_path, VOCAB + 2), "windows": 2, "positions": 2})
     objective = distillation.Distillation(config, FACTS, frozen.of_run(config))
-    compare(cores, config, objective, text())
+    compare(cores, config, objective, text(), tolerance)
 
 
 class Assignment:
