@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import graphs
 import numpy as np
@@ -15,6 +16,8 @@ from models import layers
 from training import checkpoints, language_models, model_fn
 
 SIZES = dict(width=16, layers=1, heads=2, out=12, context=10)
+# A meter that measures nothing, for a model function that no Estimator runs.
+METER = types.SimpleNamespace(watch=None, built=lambda *lowered: None)
 BYTES = {"spec": "byte", "hash": encoders.load("byte").hash, "n_vocab": 257, "eos_id": 256}
 
 

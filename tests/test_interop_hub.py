@@ -83,7 +83,8 @@ def test_a_name_is_downloaded_once_and_imported(published, served, tmp_path, cap
 
 def test_a_revision_has_a_folder_of_its_own(served):
     assert hub.local(f"{NAME}@step1") == f"{FOLDER}@step1"
-    assert served.asked[0][0] == f"/api/models/{NAME}/revision/step1"
+    # The hub's library may ask for more than the model, at a process's first use of it.
+    assert f"/api/models/{NAME}/revision/step1" in [path for path, _ in served.asked]
 
 
 def test_a_download_that_broke_off_goes_on(served, tmp_path, capsys):

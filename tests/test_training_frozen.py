@@ -213,7 +213,7 @@ def test_training_does_not_change_it(place, tmp_path, monkeypatch):
         tf.train.create_global_step()
         features = {"tokens": tf.constant(tokens), "valid": tf.fill([8], 8)}
         spec = model_fn.model_fn(features, tf.estimator.ModeKeys.TRAIN, {}, config,
-                                 objectives.of_run(config, facts, taken))
+                                 objectives.of_run(config, facts, taken), clip_runs.METER)
         lowering, = kept
         variables = {v.name: v for v in lowering.variables}
         pieces = {name: lowering.variables[v].laid_out_tensor.all_slices[0]

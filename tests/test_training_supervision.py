@@ -273,7 +273,8 @@ def test_a_target_that_no_position_has_is_no_nan(place, monkeypatch, kind):
     with tf.Graph().as_default(), tf.Session() as session:
         tf.train.create_global_step()
         features = {"tokens": tf.constant(tokens), "valid": tf.fill([ROWS], N_CTX)}
-        spec = model_fn.model_fn(features, tf.estimator.ModeKeys.TRAIN, {}, made.config, made)
+        spec = model_fn.model_fn(features, tf.estimator.ModeKeys.TRAIN, {}, made.config, made,
+                                     clip_runs.METER)
         session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         session.run(kept[0].copy_masters_to_slices())
         losses_of_steps = [session.run([spec.loss, spec.train_op])[0] for _ in range(2)]
