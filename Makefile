@@ -31,7 +31,7 @@ NEEDED = Python 3.10 or 3.11 with venv is needed, since TensorFlow 2.15 has no w
 	install one, or name it as in `make demo PYTHON=/usr/bin/python3.11`
 REFUSAL = $(if $(PYTHON),PYTHON=$(PYTHON) will not do. )$(NEEDED)
 
-# The demo; with QUICK=1 the same in less than two minutes, with FULL=1 with more seeds and sizes.
+# The demo; with QUICK=1 the same in some two minutes, with FULL=1 with more seeds and sizes.
 DEMO = demo$(if $(QUICK),_quick)$(if $(FULL),_full)
 DEMO_FLAGS = $(if $(QUICK),--quick) $(if $(FULL),$(FULL_FLAGS))
 FULL_FLAGS = --seeds 5 --teachers 3 --sizes 2x64 4x128 --texts 600 1200 --steps 300 500 \
