@@ -56,11 +56,12 @@ def begin(writer, config, facts, step):
     writer.text("mesh", mesh_table(config), step)
     writer.text("data", data_table(config, facts), step)
     writer.summary(page())
+    compared = hyperparameters(config)
     writer.summary(hparams.hparams_config_pb(
-        [hparams.HParam(name) for name in hyperparameters(config)],
+        [hparams.HParam(name) for name in compared],
         [hparams.Metric(name, group=group, display_name=f"{group or 'train'} {name}")
          for name, group in _METRICS]))
-    writer.summary(hparams.hparams_pb(hyperparameters(config), trial_id=config.model_path))
+    writer.summary(hparams.hparams_pb(compared, trial_id=config.model_path))
 
 
 def table(heads, rows):

@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import statistics
 import time
 
 import psutil
@@ -125,7 +126,7 @@ def _seconds_left(config, found, seconds):
     """
     if not seconds:
         return None, None
-    one = sorted(seconds)[len(seconds) // 2]
+    one = statistics.median_high(seconds)
     batches = inputs.eval_windows(config).batches if config.eval_steps != 0 else 0
     share = _FORWARD * config.eval_batch_size / config.train_batch_size
     return (max(0, config.train_steps - found.begin) * one,
@@ -162,7 +163,7 @@ def _lines(config, found, seconds):
                          f"and {_mib(psutil.virtual_memory().available)} of memory are free")
         return lines
     training, evaluating = _seconds_left(config, found, seconds)
-    one = sorted(seconds)[len(seconds) // 2]
+    one = statistics.median_high(seconds)
     lines["peak memory"] = f"{_peak() / _GIB:.2f} GiB of this process, its libraries included"
     lines["step"] = (f"{one:.4g} s, the median of {len(seconds)} steps; "
                      f"{found.tokens / one:,.0f} tokens/s")
@@ -174,7 +175,7 @@ def _lines(config, found, seconds):
 
 def _summary(config, found, seconds):
     training, evaluating = _seconds_left(config, found, seconds)
-    one = sorted(seconds)[len(seconds) // 2] if seconds else None
+    one = statistics.median_high(seconds) if seconds else None
     return {"parameters": found.parameters, "frozen": found.frozen,
             "weights_bytes": found.weights, "moments_bytes": found.moments,
             "tokens_per_step": found.tokens, "steps_per_epoch": found.epoch, "step": found.begin,

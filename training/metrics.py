@@ -95,9 +95,9 @@ def language_scores(loss, facts):
             "bits_per_decoded_byte": per_byte(facts.decoded_bytes)}
 
 
-def append_line(model_path, values):
-    """Appends one JSON line to the run's metrics.jsonl."""
-    path = os.path.join(model_path, "metrics.jsonl")
+def append_line(model_path, values, name="metrics.jsonl"):
+    """Appends one JSON line to a file of the run's directory."""
+    path = os.path.join(model_path, name)
 
     def append():
         with tf.io.gfile.GFile(path, "a") as file:

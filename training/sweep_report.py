@@ -5,7 +5,7 @@ import json
 import os
 
 from mesh.compat import tf
-from training import checkpoints
+from training import board, checkpoints
 
 
 def write(sweep, trials):
@@ -35,7 +35,7 @@ def _table(sweep, trials):
     rows = [[str(trial["trial"]), *(_shown(trial["values"][key]) for key in sweep.keys),
              f"{trial['score']:.5g}" if trial["state"] == "done" else "failed"]
             for trial in trials]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
+    return board.table(heads, rows)
 
 
 def _shown(value):

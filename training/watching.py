@@ -1,7 +1,6 @@
 """What is looked for in each step's numbers: what is not finite, and losses that jump."""
 
 import collections
-import json
 import logging
 import math
 import os
@@ -9,8 +8,7 @@ import statistics
 
 import inputs
 from configs.errors import UserError
-from mesh.compat import tf
-from training import retrying
+from training import metrics
 
 BAD_STEPS = "bad_steps.jsonl"
 
@@ -83,13 +81,8 @@ class Watch:
         rows = inputs.origins(config, self._start_window(step - 1), config.train_batch_size)
         line = {"step": int(step), "what": what, "loss": str(loss), "gradient_norm": str(norm),
                 "rows": rows}
+        metrics.append_line(config.model_path, line, BAD_STEPS)
         path = os.path.join(config.model_path, BAD_STEPS)
-
-        def append():
-            with tf.io.gfile.GFile(path, "a") as file:
-                file.write(json.dumps(line) + "\n")
-
-        retrying.call(path, append)
         if not rows:
             return f"its rows are those of input_fn {config.input_fn}"
         first = rows[0]
