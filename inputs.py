@@ -72,6 +72,12 @@ class Facts:
     eos_id: int | None
     datasets: tuple
 
+    @property
+    def encoder_facts(self):
+        """What run.json says of the encoder: a dict."""
+        return {"spec": self.encoder, "hash": self.encoder_hash, "n_vocab": self.n_vocab,
+                "eos_id": self.eos_id}
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalSize:

@@ -120,8 +120,6 @@ def start_from(source, directory):
 
 def lay_out(config, args):
     """Does the job about layouts that the flags ask for."""
-    # See --preflight.
-    os.environ.setdefault("TF_XLA_FLAGS", "--tf_xla_disable_constant_folding=true")
     if args.job == "explain_layout":
         from training import explain_layout
 
@@ -139,6 +137,9 @@ def lay_out(config, args):
 
 def run_job(args):
     """Loads the config and does the one job that the flags ask for; returns an exit status."""
+    if args.job == "preflight" or "layout" in args.job:
+        # Read when TensorFlow is loaded. Folded, masks and the like become large constants.
+        os.environ.setdefault("TF_XLA_FLAGS", "--tf_xla_disable_constant_folding=true")
     if args.job == "import_from":
         import_model(args)
         return 0
@@ -185,8 +186,6 @@ def run_job(args):
     elif "layout" in args.job:
         lay_out(config, args)
     elif args.job == "preflight":
-        # Read when TensorFlow is loaded. Folded, masks and the like become large constants.
-        os.environ.setdefault("TF_XLA_FLAGS", "--tf_xla_disable_constant_folding=true")
         from training import preflight
 
         preflight.run(config, args.preflight)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from records.mixing import mixing_table
-from records.shard import walk
+from records.shard import token_ids, walk
 
 
 def of_rows(seed, entries, readers, start, count):
@@ -60,18 +60,8 @@ def _place(windows, item):
         for offset, length, _ in walk(path, int(reader.mark_offset[mark])):
             held = 1
             if windows.of_tokens:
-                held = _tokens(file, offset, length) + (reader.separator is not None)
+                held = len(token_ids(file, offset, length) or ()) + (reader.separator is not None)
             if ahead < held:
                 return path, record, offset
             ahead, record = int(ahead - held), record + 1
     return path, record, None  # it has been cut since
-
-
-def _tokens(file, offset, length):
-    """How many ids a record holds; none where it is damaged."""
-    file.seek(offset + 12)
-    try:
-        example = tf.train.Example.FromString(file.read(length))
-    except Exception:  # DecodeError is of google.protobuf's own, which has several of them
-        return 0
-    return len(example.features.feature["text"].int64_list.value)

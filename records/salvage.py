@@ -11,7 +11,7 @@ import tensorflow.compat.v1 as tf
 
 from configs.dataset import RECORDS_PER_INDEX_ENTRY
 from configs.errors import UserError
-from records.shard import Shard, walk
+from records.shard import Shard, token_ids, walk
 
 MOST_NAMED = 5
 
@@ -46,22 +46,15 @@ def _shard(path, size, file, run):
     for number, (offset, length) in enumerate(run):
         if number % RECORDS_PER_INDEX_ENTRY == 0:
             index.append((offset, tokens))
-        file.seek(offset + 12)
-        values = _ids(path, offset, file.read(length))
+        values = token_ids(file, offset, length)
+        if values is None:
+            raise UserError(f"{path}: the record at byte {offset} is whole, but no "
+                            "tf.train.Example; only such shards can be read")
         counts.append(len(values))
         tokens += len(values)
         ids += [min(values), max(values)] if values else []
     return Shard(path, size, len(run), tokens, min(counts), max(counts), tuple(index),
                  lowest=min(ids, default=None), highest=max(ids, default=None))
-
-
-def _ids(path, offset, data):
-    try:
-        example = tf.train.Example.FromString(data)
-    except Exception as error:  # DecodeError is of google.protobuf's own, which has several of them
-        raise UserError(f"{path}: the record at byte {offset} is whole, but no tf.train.Example; "
-                        "only such shards can be read") from error
-    return example.features.feature["text"].int64_list.value
 
 
 def report(dataset, split, found, listed):

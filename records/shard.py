@@ -204,3 +204,13 @@ def _damage(path, problem, offset):
     """The sentence about a damaged record."""
     return (f"{path}: {problem} at byte {offset}; copy or make the shard anew, or take it out of "
             "the dataset")
+
+
+def token_ids(file, offset, length):
+    """The ids of the record of a length at an offset of an open file; None if they are damaged."""
+    file.seek(offset + 12)
+    try:
+        example = tf.train.Example.FromString(file.read(length))
+    except Exception:  # DecodeError is of google.protobuf's own, which has several of them
+        return None
+    return example.features.feature["text"].int64_list.value

@@ -38,8 +38,7 @@ def run(config):
     facts = inputs.dataset_facts(config, "train")
     taken = frozen.of_run(config)
     if taken:
-        frozen.check_encoder(config, taken, {
-            "spec": facts.encoder, "hash": facts.encoder_hash, "n_vocab": facts.n_vocab})
+        frozen.check_encoder(config, taken, facts.encoder_facts)
     checkpoint = checkpoints.latest(config.model_path)
     found = _Sizes(config, facts, keeping.step_of(checkpoint) if checkpoint else 0)
     objective = objectives.of_run(config, facts, taken)

@@ -44,9 +44,7 @@ def run(config, directory):
     tf.io.gfile.makedirs(directory)
     paths = [os.path.join(directory, name) for name in ("layout.html", "layout.png")]
     checkpoints.write_text(paths[0], page(config, found, talk, small.n_layer, picture))
-    with tf.io.gfile.GFile(paths[1] + ".tmp", "wb") as file:
-        file.write(picture)
-    tf.io.gfile.rename(paths[1] + ".tmp", paths[1], overwrite=True)
+    heat_map.write(paths[1], picture)
     logging.info("wrote %s and %s", *paths)
     print(json.dumps({"weight_bytes_per_core": of_weights, "html": paths[0], "png": paths[1]}),
           flush=True)

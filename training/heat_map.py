@@ -4,6 +4,8 @@ import io
 import logging
 import warnings
 
+from mesh.compat import tf
+
 _DPI = 100
 _CELL = 0.32  # inches
 
@@ -45,3 +47,10 @@ def png(drawn):
         warnings.simplefilter("ignore")  # signs that the font lacks
         drawn.savefig(file, format="png")
     return file.getvalue()
+
+
+def write(path, picture):
+    """Writes the bytes of a PNG, under another name first."""
+    with tf.io.gfile.GFile(path + ".tmp", "wb") as file:
+        file.write(picture)
+    tf.io.gfile.rename(path + ".tmp", path, overwrite=True)

@@ -32,9 +32,7 @@ def write(directory, tpu, chosen, listed):
     picture = heat_map.png(_draw(title, tpu, chosen, listed))
     paths = {kind: os.path.join(directory, f"layouts.{kind}") for kind in ("html", "png")}
     checkpoints.write_text(paths["html"], _page(title, rows, picture))
-    with tf.io.gfile.GFile(paths["png"] + ".tmp", "wb") as file:
-        file.write(picture)
-    tf.io.gfile.rename(paths["png"] + ".tmp", paths["png"], overwrite=True)
+    heat_map.write(paths["png"], picture)
     _to_tensorboard(directory, picture)
     return paths
 

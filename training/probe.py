@@ -67,9 +67,7 @@ class Probe:
         self.drawn = heat_map.png(heat_map.figure(panels, self._words, f"step {step}: {what}"))
         path = os.path.join(self._config.model_path, f"probe_{step}.png")
         try:
-            with tf.io.gfile.GFile(path + ".tmp", "wb") as file:
-                file.write(self.drawn)
-            tf.io.gfile.rename(path + ".tmp", path, overwrite=True)
+            heat_map.write(path, self.drawn)
         except tf.errors.OpError as error:
             # A picture is an extra.
             logging.warning("warning: %s cannot be written (%s)", path, error.message)

@@ -64,7 +64,7 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None):
         inputs.eval_windows(config)
     taken = _taken(config, facts, new)
     objective = objectives.of_run(config, facts, taken)
-    measured = gauges.Gauges(config, _encoder_facts(facts), taken) if evaluating else None
+    measured = gauges.Gauges(config, facts.encoder_facts, taken) if evaluating else None
     start = starting.of_run(config, facts, new, elsewhere)
     if new:
         delete_run(config.model_path, yes)
@@ -134,11 +134,11 @@ def evaluate(config, tpu=None):
     record = checkpoints.read_record(config.model_path)
     taken = _taken(config, facts)
     if record:
-        _check_fits(config, record, _encoder_facts(facts), taken)
+        _check_fits(config, record, facts.encoder_facts, taken)
     else:
         _check_shapes(config, checkpoint, facts, taken)
     objective = objectives.of_run(config, facts, taken)
-    measured = gauges.Gauges(config, _encoder_facts(facts), taken)
+    measured = gauges.Gauges(config, facts.encoder_facts, taken)
     clock = hooks.Bar(inputs.eval_windows(config).batches, "evaluating")
     scores = _evaluate(config, objective, make_estimator(config, objective, None, tpu), measured,
                        clock, checkpoint)
@@ -157,7 +157,7 @@ def _taken(config, facts, new=False):
     """The frozen weights that the run takes from another run, checked, or None."""
     taken = frozen.of_run(config, new)
     if taken:
-        frozen.check_encoder(config, taken, _encoder_facts(facts))
+        frozen.check_encoder(config, taken, facts.encoder_facts)
     return taken
 
 
@@ -191,7 +191,7 @@ def _begin(config, facts, taken):
     checkpoint = keeping.newest_intact(config.model_path)
     record = checkpoints.read_record(config.model_path) if checkpoint else None
     step = keeping.step_of(checkpoint) if checkpoint else 0
-    encoder = _encoder_facts(facts)
+    encoder = facts.encoder_facts
     if record:
         _check_fits(config, record, encoder, taken)
     else:
@@ -235,11 +235,6 @@ def delete_run(model_path, yes):
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UserError(f"--new: {model_path} is kept; without --new it is gone on with")
     checkpoints.delete_run(model_path)
-
-
-def _encoder_facts(facts):
-    return {"spec": facts.encoder, "hash": facts.encoder_hash, "n_vocab": facts.n_vocab,
-            "eos_id": facts.eos_id}
 
 
 def make_estimator(config, objective, meter, tpu=None, start=None):

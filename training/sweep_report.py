@@ -4,8 +4,7 @@ import io
 import json
 import os
 
-from mesh.compat import tf
-from training import board, checkpoints
+from training import board, checkpoints, heat_map
 
 
 def write(sweep, trials):
@@ -25,8 +24,7 @@ def write(sweep, trials):
     print(table)
     checkpoints.write_text(os.path.join(sweep.model_path, "results.md"), table + "\n")
     if done:
-        with tf.io.gfile.GFile(os.path.join(sweep.model_path, "results.png"), "wb") as file:
-            file.write(_plots(sweep, done))
+        heat_map.write(os.path.join(sweep.model_path, "results.png"), _plots(sweep, done))
     return {key: best_first[0][key] for key in ("trial", "values", "score")} if done else None
 
 
