@@ -60,6 +60,7 @@ class Facts:
         encoder, encoder_hash, n_vocab, eos_id: of the encoder; all but n_vocab may be None.
         datasets: for each dataset a dict of id, mode, stitch, weight, windows, tokens and shards (a
             hash of the shards' names and counts): what the order of windows follows from.
+        left_out: damaged records that are not read; None where skip_corrupt is off.
     """
 
     tokens: int | None
@@ -71,6 +72,7 @@ class Facts:
     n_vocab: int
     eos_id: int | None
     datasets: tuple
+    left_out: int | None = None
 
     @property
     def encoder_facts(self):
@@ -218,6 +220,7 @@ def dataset_facts(config, split):
         n_vocab=encoder.n_vocab if encoder else known.config.n_vocab,
         eos_id=encoder.eos_id if encoder else known.config.eos_id,
         datasets=tuple(described),
+        left_out=sum(source.split.left_out for source in datasets) if config.skip_corrupt else None,
         **{fact: None if None in values else sum(values) for fact, values in sizes.items()})
 
 

@@ -158,7 +158,8 @@ def run_job(args):
     from configs import schema
 
     overrides = {key: getattr(args, key) for key in ("model_path", "gpu_ids", "checkpoint",
-                                                     "steps_per_checkpoint", "entmax_sampling")}
+                                                     "steps_per_checkpoint", "entmax_sampling",
+                                                     "skip_corrupt")}
     config = schema.load(args.model, args.set, overrides)
     for note in [*args.notes, *config.notes]:
         logging.info("note: %s", note)

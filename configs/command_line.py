@@ -15,7 +15,7 @@ from configs.errors import Stopped, UserError
 # What a file system, a network or the memory refuses raises these errors of TensorFlow, which is
 # not imported here.
 REFUSALS = ("PermissionDeniedError", "NotFoundError", "ResourceExhaustedError", "UnavailableError",
-            "DataLossError")
+            "DeadlineExceededError", "AbortedError", "DataLossError")
 
 
 class Parser(argparse.ArgumentParser):

@@ -36,6 +36,7 @@ GOES_WITH = {
     **dict.fromkeys(("model", "set", "gpu_ids", "steps_per_checkpoint"),
                     {"train", *JOBS} - {"import_from", "report", "sweep"}),
     "checkpoint": {"eval", "export", "predict"},
+    "skip_corrupt": {"check_dataset", "dry_run", "eval", "print_config", "train"},
     "diff": {"print_config"},
     "new": {"import_from", "train"},
     "tpu": {"eval", "predict", "sweep", "train"},
@@ -89,6 +90,9 @@ def make_parser() -> Parser:
                             "sections and lists; docs/configs.md lists the keys")
     group.add_argument("--model_path", metavar="DIR",
                        help="override the directory of checkpoints, logs and metrics")
+    group.add_argument("--skip_corrupt", action="store_true", default=None,
+                       help="count damaged records and leave them out, rather than end at the "
+                            "first (the config's skip_corrupt)")
     group.add_argument("--gpu_ids", metavar="ID", nargs="+",
                        help="GPUs to use, e.g. 0 1, one for each position of mesh_shape; without "
                             "it, CPU devices are made as the mesh needs")

@@ -80,7 +80,7 @@ def read_batches(args, paths, begin):
     for place in range(begin[0], len(paths)):
         path = paths[order[place]]
         on_bad = None if args.on_error == "refuse" else lambda line: problems.append(line)
-        stream = sources.documents(path, args.text_key, on_bad, add_read)
+        stream = sources.documents(path, args.text_key, on_bad, add_read, args.maximum_size)
         for number, text in enumerate(stream):
             if place == begin[0] and number < begin[1]:
                 continue

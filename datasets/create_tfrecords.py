@@ -35,6 +35,9 @@ def parser():
     source.add_argument("--ftfy", action="store_true", help="mend the text with ftfy first")
     source.add_argument("--minimum_size", type=int, default=1, metavar="TOKENS",
                         help="drop documents with fewer tokens (default 1: only empty ones)")
+    source.add_argument("--maximum_size", type=int, default=1 << 30, metavar="BYTES",
+                        help="refuse documents, and .json files, that unpack to more (default "
+                        "%(default)s), but none that is stored with as many")
     source.add_argument("--on_error", choices=["refuse", "skip"], default="refuse",
                         help="what to do with unreadable or empty inputs (default refuse)")
     out = p.add_argument_group("output")
@@ -70,8 +73,8 @@ def parser():
 
 def check_numbers(args):
     """Refuses values that no run can use, before anything slow is imported."""
-    for name, least in (("minimum_size", 0), ("chunk_size", 1), ("files_per", 1), ("processes", 0),
-                        ("checkpoint_seconds", 0)):
+    for name, least in (("minimum_size", 0), ("maximum_size", 1), ("chunk_size", 1),
+                        ("files_per", 1), ("processes", 0), ("checkpoint_seconds", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
     if not 0 <= args.val_fraction < 1:

@@ -3,10 +3,10 @@
 A name is read from its right end: a compression (.gz .xz .zst .bz2, or none), then a format (.txt,
 .jsonl, .json, .dat, .tar). Every combination works, so `.jsonl.zst`, `.txt.xz`, `.tar.gz` and
 lm_dataformat's archives need no code of their own, and members of a tar are named the same way.
-Nothing is extracted to disk; only one document (and for .json one file) is in memory at a time.
+Nothing is extracted to disk; only one document (and for .json one file) is in memory at a time, and
+its size has a limit, which what unpacks without end meets.
 """
 
-import io
 import json
 import os
 import re
@@ -16,12 +16,22 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import tensorflow as tf  # noqa: E402
 from streams import BROKEN, RemoteFile  # noqa: E402
-from unpacking import BLOCK, decompressed, one_line, split_name, tar_members  # noqa: E402
+from unpacking import (  # noqa: E402
+    TooLargeError,
+    decompressed,
+    first,
+    lines,
+    one_line,
+    split_name,
+    tar_members,
+    whole,
+)
 
 from configs.errors import UserError  # noqa: E402
 from encoders.base import join_surrogates  # noqa: E402
 
 TFDS = "tfds:"
+LARGEST = 1 << 30  # bytes of a document, unless more are stored
 GLOB = re.compile(r"[*?\[{]")
 
 
@@ -117,10 +127,14 @@ def size_of(path):
 
 
 class _Report:
-    """Where problems go: raised at once, or given to a callback so that reading can go on."""
+    """Where problems go: raised at once, or given to a callback so that reading can go on.
 
-    def __init__(self, on_bad):
-        self._on_bad = on_bad
+    Attributes:
+        largest: bytes of a document, or of a .json file, beyond which it is a problem.
+    """
+
+    def __init__(self, on_bad, largest):
+        self._on_bad, self.largest = on_bad, largest
 
     def bad(self, where, why):
         """Reports that what `where` names cannot be used."""
@@ -130,7 +144,7 @@ class _Report:
         self._on_bad(message)
 
 
-def documents(path, text_key="text", on_bad=None, on_read=None):
+def documents(path, text_key="text", on_bad=None, on_read=None, largest=LARGEST):
     """Streams the documents of one input.
 
     Args:
@@ -139,6 +153,8 @@ def documents(path, text_key="text", on_bad=None, on_read=None):
         on_bad: called with one line for each file, archive member or JSON line that is unreadable
             or empty; reading then goes on behind it. None: such an input raises UserError.
         on_read: called with the number of stored bytes after each read, for progress bars.
+        largest: bytes of a document, and of a .json file, beyond which it is not read; more are
+            read of an input that holds more as it is stored.
 
     Yields:
         str, each document as stored (line ends untouched, a byte order mark removed). Lone
@@ -147,7 +163,7 @@ def documents(path, text_key="text", on_bad=None, on_read=None):
     Raises:
         UserError: names the file, the member and the line.
     """
-    report = _Report(on_bad)
+    report = _Report(on_bad, max(largest, size_of(path)))
     if path.startswith(TFDS):
         from tfds_source import read_tfds
         yield from read_tfds(path[len(TFDS):], text_key, on_read)
@@ -172,7 +188,7 @@ def _read(name, stream, text_key, report):
 
 def _read_text(name, stream, text_key, report):
     """A text file is one document."""
-    data = stream.read()
+    data = whole(stream, report.largest)
     if data:
         yield data.decode("utf-8-sig")
 
@@ -204,15 +220,15 @@ def _records(records, text_key, report):
 
 def _read_jsonl(name, stream, text_key, report):
     """One JSON record a line: {"text": …, …} or a bare string."""
-    lines = ((f"{name} line {number}", lambda line=line: json.loads(line))
-             for number, line in enumerate(stream, 1) if line.strip())
-    yield from _records(lines, text_key, report)
+    records = ((f"{name} line {number}", lambda line=line: json.loads(line))
+               for number, line in enumerate(lines(stream, report.largest), 1) if line.strip())
+    yield from _records(records, text_key, report)
 
 
 def _read_json(name, stream, text_key, report):
     """One JSON list of records (lm_dataformat's .json.zst), or a single record."""
     try:
-        content = json.loads(stream.read())
+        content = json.loads(whole(stream, report.largest))
     except (ValueError, RecursionError) as error:
         report.bad(name, f"not JSON: {error}")
         return
@@ -230,12 +246,12 @@ def _read_dat(name, stream, text_key, report):
             return
         if len(head) < 16 or not head.isdigit():
             raise EOFError(f"16 digits expected where {head!r} stands")
-        data = io.BytesIO()  # filled by blocks: a length that lies must not fill memory
-        while block := stream.read(min(BLOCK, int(head) - data.tell())):
-            data.write(block)
-        data = data.getvalue()
-        if len(data) < int(head):
-            raise EOFError(f"document of {int(head)} bytes cut off after {len(data)}")
+        size = int(head)
+        if size > report.largest:
+            raise TooLargeError(report.largest)
+        data = first(stream, size)
+        if len(data) < size:
+            raise EOFError(f"document of {size} bytes cut off after {len(data)}")
         yield data.decode("utf-8")
 
 
@@ -247,11 +263,15 @@ def _read_tar(name, stream, text_key, report):
             report.bad(where, f"of no known kind; the name must end in {kinds(READERS)}")
             continue
         try:
+            if split_name(member.name, READERS) in WHOLE and member.size > report.largest:
+                raise TooLargeError(report.largest)
             yield from _read(where, file, text_key, report)
         except BROKEN as error:
             # If it is the archive that is cut off, the way to the next member will say so too.
             report.bad(where, f"unreadable: {error or type(error).__name__}")
 
 
+# What is read whole, and says before how large it is.
+WHOLE = ((".txt", ""), (".json", ""))
 READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".json": _read_json, ".dat": _read_dat,
            ".tar": _read_tar}

@@ -39,6 +39,9 @@ def parse_args(argv=None):
                         help="merge only pairs seen this often (default: %(default)s)")
     parser.add_argument("--text_key", default="text",
                         help="key of a JSON line's text (default: %(default)s)")
+    parser.add_argument("--maximum_size", type=int, default=1 << 30, metavar="BYTES",
+                        help="refuse documents, and .json files, that unpack to more (default: "
+                             "%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     return parser.parse_args(argv)
 
@@ -50,11 +53,11 @@ class Corpus:
         sample: texts from all over the corpus, about SAMPLE_CHARS characters.
     """
 
-    def __init__(self, paths, text_key):
+    def __init__(self, paths, text_key, largest):
         import sources
 
         self._files = sources.list_files(paths)
-        self._documents = lambda file: sources.documents(file, text_key=text_key)
+        self._documents = lambda file: sources.documents(file, text_key, largest=largest)
         self.sample = []
 
     def __iter__(self):
@@ -185,7 +188,7 @@ def train(args):
         raise UserError(f"--out {args.out} exists: give another name, or --overwrite")
     if args.tokenizer != "char" and args.vocab_size is None:
         raise UserError(f"--tokenizer {args.tokenizer} needs --vocab_size")
-    corpus = Corpus(args.corpus, args.text_key)
+    corpus = Corpus(args.corpus, args.text_key, args.maximum_size)
     if args.tokenizer == "char":
         tokenizer = char.train(corpus)
         if args.vocab_size is not None and tokenizer.get_vocab_size() > args.vocab_size:

@@ -14,13 +14,55 @@ import zlib
 import zstandard
 
 # What damaged bytes may raise.
-DAMAGED = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, zstandard.ZstdError,
-           tarfile.TarError)
+DAMAGED = (OSError, EOFError, ValueError, RecursionError, lzma.LZMAError, zlib.error,
+           zstandard.ZstdError, tarfile.TarError)
 BLOCK = 1 << 20
+# What zstandard unpacks at once: at most 128 MiB come of it, 128 KiB of four bytes.
+ZSTD_PIECE = 1 << 12
 # Tar headers that tarfile reads into memory, long names and pax records, and how many bytes of one.
 READ_WHOLE = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
               tarfile.SOLARIS_XHDTYPE)
 LONGEST_HEADER = 1 << 20
+
+
+class TooLargeError(OSError):
+    """Something unpacks to more bytes than are allowed."""
+
+    def __init__(self, largest):
+        super().__init__(f"more than {largest:,} bytes; raise --maximum_size to read it")
+
+
+def first(stream, size):
+    """The first bytes of a stream, read by blocks: a size that lies must not fill memory."""
+    blocks, left = [], size
+    while left and (block := stream.read(min(BLOCK, left))):
+        blocks.append(block)
+        left -= len(block)
+    return b"".join(blocks)
+
+
+def whole(stream, largest):
+    """All bytes of a stream.
+
+    Raises:
+        TooLargeError: they are more than `largest`.
+    """
+    data = first(stream, largest + 1)
+    if len(data) > largest:
+        raise TooLargeError(largest)
+    return data
+
+
+def lines(stream, largest):
+    """The lines of a stream, with their ends.
+
+    Raises:
+        TooLargeError: one is longer than `largest` bytes.
+    """
+    while line := stream.readline(largest + 1):
+        if len(line) > largest:
+            raise TooLargeError(largest)
+        yield line
 
 
 def one_line(message):
@@ -71,7 +113,7 @@ class ZstdFile(io.RawIOBase):
     def __init__(self, source):
         self._source = source
         self._frame = None
-        self._input = b""
+        self._input = memoryview(b"")
         self._output = memoryview(b"")
 
     def readable(self):
@@ -81,17 +123,19 @@ class ZstdFile(io.RawIOBase):
     def readinto(self, buffer):
         """Fills part of the buffer; returns the number of bytes, 0 at the end."""
         while not self._output:
-            data = self._input or self._source.read(BLOCK)
-            self._input = b""
+            data = self._input or memoryview(self._source.read(BLOCK))
             if not data:
                 if self._frame is not None:
                     raise EOFError("the zstd stream is cut off")
                 return 0
             if self._frame is None:
                 self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            self._output = memoryview(self._frame.decompress(data))
+            taken = min(len(data), ZSTD_PIECE)
+            self._output = memoryview(self._frame.decompress(data[:taken]))
             if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
+                taken -= len(self._frame.unused_data)
+                self._frame = None
+            self._input = data[taken:]
         count = min(len(buffer), len(self._output))
         buffer[:count] = self._output[:count]
         self._output = self._output[count:]
@@ -134,6 +178,9 @@ def decompressed(stream, compression):
     return io.BufferedReader(_Pieces(stream) if hasattr(stream, "read1") else stream, BLOCK)
 
 
+_SPARSE = "a file with holes (GNU sparse) is not read; pack it without --sparse"
+
+
 class _Member(tarfile.TarInfo):
     """A tar's header; where tarfile takes a damaged one for the archive's end, this one raises."""
 
@@ -143,7 +190,8 @@ class _Member(tarfile.TarInfo):
 
         Raises:
             tarfile.EOFHeaderError: it is the mark of the archive's end.
-            tarfile.ReadError: it is damaged, cut off, or announces a name that would fill memory.
+            tarfile.ReadError: it is damaged, cut off, or announces a name or a list of holes that
+                may fill memory.
         """
         try:
             member = super().frombuf(buf, encoding, errors)
@@ -153,9 +201,15 @@ class _Member(tarfile.TarInfo):
             cut = len(buf) < tarfile.BLOCKSIZE
             raise tarfile.ReadError("the tar is cut off" if cut
                                     else f"a tar header is damaged: {error}") from error
-        if member.type in READ_WHOLE and member.size > LONGEST_HEADER:
+        if member.size < 0 or member.type in READ_WHOLE and member.size > LONGEST_HEADER:
             raise tarfile.ReadError(f"a tar header of {member.size} bytes")
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(_SPARSE)
         return member
+
+    def _proc_gnusparse_10(self, *_):
+        # Its list of holes, which tarfile holds in memory, may be of any length.
+        raise tarfile.ReadError(_SPARSE)
 
 
 def tar_members(stream):

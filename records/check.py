@@ -23,14 +23,17 @@ MOST_PROBLEMS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """What one shard was found to hold up to its first damaged record, and its problems."""
+    """What one shard was found to hold up to its first damage, its damages and other problems."""
 
     facts: Shard
+    damages: tuple
     problems: tuple
 
 
 def check_dataset(config, samples=3):
     """Prints facts, samples and problems of a run's datasets to stdout.
+
+    With skip_corrupt, damaged records are counted and named, and no problem.
 
     Args:
         config: the run's config.
@@ -39,7 +42,7 @@ def check_dataset(config, samples=3):
     Returns:
         Whether all is well.
     """
-    problems = []
+    problems, left_out = [], 0
     if config.input_fn != own.DATASETS:
         print(f"note: the run reads input_fn {config.input_fn}, which is not checked here")
     for entry in config.datasets:
@@ -53,7 +56,8 @@ def check_dataset(config, samples=3):
                 problems.append(str(error))
     for split in ("train", "validation"):
         try:
-            sources.of_run(config, split)
+            for source in sources.of_run(config, split):
+                left_out += source.split.left_out or 0
         except splits.NoValidation:
             pass
         except UserError as error:
@@ -63,6 +67,8 @@ def check_dataset(config, samples=3):
     problems = list(dict.fromkeys(problems))
     for problem in problems:
         print(f"problem: {problem}")
+    if config.skip_corrupt:
+        print(f"{left_out} damaged record{'' if left_out == 1 else 's'} left out (skip_corrupt)")
     print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'} found")
     return not problems
 
@@ -83,9 +89,14 @@ def _check_split(config, entry, split, samples):
     found = in_threads(lambda file: _examine(file, listed.get(file), n_vocab), files,
                        "checking shards")
     problems = list(itertools.chain.from_iterable(one.problems for one in found))
+    damages = list(itertools.chain.from_iterable(one.damages for one in found))
+    if not config.skip_corrupt:
+        problems = damages + problems
     shards = splits.separated(tuple(one.facts for one in found), dataset.separator)
     split_found = splits.Split(entry.id, split, shards, separator=dataset.separator)
     _print_facts(split_found, listed)
+    for damage in damages if config.skip_corrupt else ():
+        print(f"  left out: {damage}")
     if pictures:
         print(f"  pictures of {manifest.image_size} pixels a side, {manifest.group} a group; "
               "tokens are those of all captions")
@@ -93,7 +104,8 @@ def _check_split(config, entry, split, samples):
         print(f"  windows of {config.window_size} targets in an epoch, read as chunks: "
               f"{max(split_found.total('tokens') - 1, 0) // config.window_size:,}")
     if not any(shard.tokens for shard in shards):
-        problems.append(f"dataset {entry.id}: its {len(files)} {split} shards hold no tokens")
+        if not (damages and config.skip_corrupt):  # some may come behind the first damage
+            problems.append(f"dataset {entry.id}: its {len(files)} {split} shards hold no tokens")
     elif samples:
         spec = encoder.spec if encoder else dataset.encoder
         loaded, wrong = _encoder(entry.id, spec, encoder)
@@ -114,18 +126,18 @@ def _examine(path, listed, n_vocab):
     Returns:
         An Examined.
     """
-    problems, whole = [], 0
+    damages, problems, whole = [], [], 0
     for offset, _, problem in walk(path):
         if problem:
-            problems.append(f"{path}: {problem} at byte {offset}")
-        whole += not problems
-    damaged = bool(problems)
+            damages.append(f"{path}: {problem} at byte {offset}")
+        whole += not damages
+    damages = _first(damages, path)
     try:
         facts = scan(path, limit=whole)
     except UserError as error:
         size = tf.io.gfile.stat(path).length
-        return Examined(Shard(path, size, 0, 0, 0, 0, ()), (*problems[:MOST_PROBLEMS], str(error)))
-    if not damaged:
+        return Examined(Shard(path, size, 0, 0, 0, 0, ()), damages, (str(error),))
+    if not damages:
         try:
             check_count(facts)
         except UserError as error:
@@ -142,9 +154,14 @@ def _examine(path, listed, n_vocab):
     if listed:
         facts = dataclasses.replace(facts, bytes=listed[2].bytes,
                                     decoded_bytes=listed[2].decoded_bytes)
+    return Examined(facts, damages, _first(problems, path))
+
+
+def _first(problems, path):
+    """The first problems of a file, and a line for the rest."""
     if len(problems) > MOST_PROBLEMS:
         problems[MOST_PROBLEMS:] = [f"{path}: {len(problems) - MOST_PROBLEMS} more problems"]
-    return Examined(facts, tuple(problems))
+    return tuple(problems)
 
 
 def _disagreements(facts, listed):

@@ -64,6 +64,9 @@ def report(dataset, split, found, listed):
         dataset, split: their names.
         found: {path: what whole_parts returned} of the damaged files.
         listed: {path: the records that a manifest says}, where there is one.
+
+    Returns:
+        How many records are left out.
     """
     left_out = 0
     for path, (shards, damages) in found.items():
@@ -77,3 +80,4 @@ def report(dataset, split, found, listed):
         names = ", ".join(map(os.path.basename, found))
         logging.warning("warning: dataset %s, %s: %d records of %s left out (skip_corrupt)",
                         dataset, split, left_out, names)
+    return left_out

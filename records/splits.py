@@ -29,6 +29,7 @@ class Split:
     `mode` ("chunks", "documents" or "pictures") and `encoder` are None without a manifest;
     `image_size` (pixels of a side) and `group` (pictures that belong together) are of pictures.
     `separator` is an id that readers put after each record; the shards' facts count it.
+    `left_out` are damaged records that are not read (skip_corrupt); None: none were looked for.
     """
 
     dataset: str
@@ -39,6 +40,7 @@ class Split:
     image_size: int | None = None
     group: int | None = None
     separator: int | None = None
+    left_out: int | None = None
 
     def total(self, fact):
         """The sum of a fact over the shards, None where one of them does not tell it."""
@@ -200,7 +202,7 @@ def find(dataset, config, split, model_path=None, skip_corrupt=False):
     files, known = split_files(dataset, config, split)
     sizes = dict(zip(files, in_threads(_size, files, "looking at shards"), strict=True))
     listed = {file: known[key(file)] for file in files if key(file) in known}
-    parts = _salvaged(dataset, split, files, listed) if skip_corrupt else {}
+    parts, left_out = (_salvaged(dataset, split, files, listed) if skip_corrupt else ({}, None))
     facts = {file: _from_manifest(file, sizes[file], shard)
              for file, (_, _, shard, _) in listed.items() if file not in parts}
     in_threads(check_last_index, list(facts.values()), "checking shards")
@@ -216,20 +218,21 @@ def find(dataset, config, split, model_path=None, skip_corrupt=False):
     manifests = [manifest for manifest, *_ in listed.values()]
     _check_one_kind(dataset, manifests)
     shards = separated(shards, config.separator)
+    of_all = {"separator": config.separator, "left_out": left_out}
     if not manifests:
-        return Split(dataset, split, shards, separator=config.separator)
+        return Split(dataset, split, shards, **of_all)
     one = manifests[0]
     told = {} if unlisted else {"mode": one.mode, "image_size": one.image_size, "group": one.group}
-    return Split(dataset, split, shards, encoder=one.encoder, separator=config.separator, **told)
+    return Split(dataset, split, shards, encoder=one.encoder, **of_all, **told)
 
 
 def _salvaged(dataset, split, files, listed):
-    """The Shards of the whole records of each damaged file: {file: list}."""
+    """({file: the Shards of its whole records} of damaged files, how many records are left out)."""
     found = dict(zip(files, in_threads(salvage.whole_parts, files, "checking shards"), strict=True))
     found = {file: parts for file, parts in found.items() if parts}
-    salvage.report(dataset, split, found, {file: shard.records
-                                           for file, (_, _, shard, _) in listed.items()})
-    return {file: shards for file, (shards, _) in found.items()}
+    left_out = salvage.report(dataset, split, found, {
+        file: shard.records for file, (_, _, shard, _) in listed.items()})
+    return {file: shards for file, (shards, _) in found.items()}, left_out
 
 
 def separated(shards, separator):

@@ -25,6 +25,7 @@ FLAGS = {
     "--steps_per_checkpoint", "--new", "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
     "--entmax_sampling", "--checkpoint", "--interactive", "--quiet", "--verbose", "--debug",
+    "--skip_corrupt",
 }
 
 

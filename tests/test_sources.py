@@ -8,6 +8,7 @@ import lzma
 import os
 import sys
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from configs.errors import UserError
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(__file__)), "datasets"))
 import sources  # noqa: E402
 import tfds_source  # noqa: E402
+import unpacking  # noqa: E402
 
 TEXTS = ["First line.\r\nSecond, with ümlauts and 漢字.\n", "two 🎈", "three\n"]
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress,
@@ -127,6 +129,87 @@ def test_cut_off_streams_are_noticed(tmp_path, compression):
     kept = read(path, on_bad=problems.append)
     assert kept == texts[:len(kept)] and len(kept) < 4
     assert any("unreadable" in problem for problem in problems)
+
+
+MIB = 1 << 20
+BOMBS = {  # name: (stored, what is named besides the file)
+    "x.txt.xz": (lzma.compress(bytes(4 * MIB)), ""),
+    "x.txt.zst": (zstandard.ZstdCompressor().compress(bytes(4 * MIB)), ""),
+    "x.json.gz": (gzip.compress(b'["' + b"a" * 4 * MIB + b'"]'), ""),
+    "x.jsonl.bz2": (bz2.compress(b'"one"\n"' + b"a" * 4 * MIB + b'"\n'), ""),
+    "x.dat": (b"%016d" % (4 * MIB) + b"short", ""),
+    "x.tar.xz": (lzma.compress(tar([("big.txt", bytes(4 * MIB))])), ":big.txt"),
+    "y.tar.xz": (lzma.compress(tar([("big.json", b'["' + b"a" * 4 * MIB + b'"]')])),
+                 ":big.json"),
+    "z.tar": (tar([("in.txt.xz", lzma.compress(bytes(4 * MIB)))]), ":in.txt.xz"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_unpacks_to_more_than_the_limit_is_refused(tmp_path, name):
+    data, member = BOMBS[name]
+    path = put(tmp_path, name, data)
+    assert len(data) < MIB
+    with pytest.raises(UserError) as error:
+        read(path, largest=MIB)
+    assert str(error.value) == (
+        f"{path}{member}: unreadable: more than 1,048,576 bytes; raise --maximum_size to read it; "
+        "mend or remove it, or skip such inputs (--on_error skip)")
+    problems = []
+    kept = read(path, largest=MIB, on_bad=problems.append)
+    assert kept == (["one"] if name == "x.jsonl.bz2" else []) and problems
+    if name != "x.dat":
+        assert sum(map(len, read(path))) >= 4 * MIB
+
+
+def test_what_is_stored_may_be_read(tmp_path):
+    """A limit is for what unpacks: an input's own size is no less."""
+    assert read(put(tmp_path, "x.txt", b"a" * MIB), largest=10) == ["a" * MIB]
+
+
+def test_a_zstd_bomb_comes_in_pieces():
+    """A gigabyte of 32 KiB, of which no more than a part is ever in memory."""
+    frame = zstandard.ZstdCompressor().compressobj(size=-1)
+    data = b"".join(frame.compress(bytes(1 << 26)) for _ in range(16)) + frame.flush()
+    assert len(data) < 1 << 17
+    tracemalloc.start()
+    stream = unpacking.decompressed(io.BytesIO(data), ".zst")
+    with pytest.raises(unpacking.TooLargeError):
+        unpacking.whole(stream, 1 << 20)
+    assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
+
+
+def test_a_tar_that_climbs_writes_nothing(tmp_path):
+    members = [(name, b"text") for name in ("../up.txt", "/tmp/../abs.txt", "a/../../b.txt")]
+    path = put(tmp_path / "in", "x.tar", tar(members))
+    before = sorted(tmp_path.rglob("*"))
+    assert read(path) == ["text"] * 3
+    assert sorted(tmp_path.rglob("*")) == before and not os.path.exists("/abs.txt")
+
+
+@pytest.mark.parametrize("change", [
+    {"type": tarfile.GNUTYPE_SPARSE}, {"pax_headers": {"GNU.sparse.major": "1",
+                                                       "GNU.sparse.minor": "0"}},
+    {"pax_headers": {"GNU.sparse.map": "9,x"}}, {"pax_headers": {"GNU.sparse.map": "9" * 5000}},
+    {"size": -5}])
+def test_tar_headers_that_lie(tmp_path, change):
+    info = tarfile.TarInfo("a.txt")
+    info.size = 512
+    for name, value in change.items():
+        setattr(info, name, value)
+    head = info.tobuf(tarfile.PAX_FORMAT if info.pax_headers else tarfile.GNU_FORMAT)
+    path = put(tmp_path, "x.tar", head + b"9\n1\n".ljust(512, b"\0") + bytes(1024))
+    with pytest.raises(UserError, match=r"x.tar: (unreadable|empty)"):
+        read(path)
+
+
+def test_a_tar_of_headers_without_end(tmp_path):
+    info = tarfile.TarInfo("n" * 150)
+    head = info.tobuf(tarfile.GNU_FORMAT)[:1024]  # a long name, whose file does not come
+    path = put(tmp_path, "x.tar.xz", lzma.compress(head * 5000))
+    with pytest.raises(UserError, match="x.tar.xz: unreadable: .*recursion"):
+        read(path)
 
 
 def test_reading_goes_on_behind_bad_parts(tmp_path):

@@ -1,6 +1,7 @@
 """Which checkpoints are intact, which are kept, and which one a job takes."""
 
 import random
+import resource
 
 import jobs
 import numpy as np
@@ -76,6 +77,73 @@ def test_what_was_not_saved_to_its_end_is_no_checkpoint(tmp_path):
     assert keeping.newest_intact(str(tmp_path)) == f"{tmp_path}/model.ckpt-2"
     (tmp_path / "model.ckpt-3.index").unlink()
     assert keeping.newest_intact(str(tmp_path)) == f"{tmp_path}/model.ckpt-2"
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_checkpoint_whose_index_is_lost_is_named(tmp_path, caplog, left):
+    save(tmp_path, [1, 2][1 - left:])
+    (tmp_path / "model.ckpt-2.index").unlink()
+    if left:
+        assert keeping.newest_intact(str(tmp_path)) == f"{tmp_path}/model.ckpt-1"
+        assert "model.ckpt-2: the checkpoint is damaged (files are missing); using model.ckpt-1" \
+            in caplog.text
+    else:
+        with pytest.raises(UserError, match="model.ckpt-2: .* damaged or incomplete"):
+            keeping.newest_intact(str(tmp_path))
+
+
+def test_a_run_that_was_moved_finds_its_newest(tmp_path):
+    """Other writers of the file `checkpoint` put whole paths into it."""
+    save(tmp_path, [1, 2])
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/model.ckpt-2"\n')
+    assert keeping.newest_intact(str(tmp_path)) == f"{tmp_path}/model.ckpt-2"
+
+
+def test_a_full_disk_at_any_byte_leaves_the_checkpoint_before(tmp_path):
+    """Every file may hold so many bytes and no more, as if the disk were full behind them."""
+    path, sizes = save(tmp_path, [1, 2]), []
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    largest = max(len(data) for name, data in before.items() if not name.endswith(".meta"))
+    with tf.Graph().as_default(), tf.Session() as session:
+        session.run([tf.get_variable("w", [8, 16]).initializer,
+                     tf.get_variable("v", [], tf.int64).initializer])
+        saver, (soft, hard) = tf.train.Saver(max_to_keep=0), resource.getrlimit(
+            resource.RLIMIT_FSIZE)
+
+        def write():
+            keeping.name_newest(str(tmp_path), saver.save(
+                session, f"{tmp_path}/model.ckpt", 3, write_state=False, write_meta_graph=False))
+
+        for size in range(largest):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            try:
+                write()
+            except tf.errors.OpError:
+                sizes.append(size)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            keeping._known_good.clear()
+            if size in sizes:
+                assert keeping.newest_intact(str(tmp_path)) == path, size
+            keeping.sweep(str(tmp_path))
+            keeping.name_newest(str(tmp_path), path)
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
+        assert len(sizes) > 500, "every size below that of the data is too small"
+        write()
+    assert keeping.newest_intact(str(tmp_path)) == f"{tmp_path}/model.ckpt-3"
+
+
+def test_what_kills_leave_of_checkpoints_is_swept_away(tmp_path):
+    path = save(tmp_path, [1, 2])
+    kept = {file.name for file in tmp_path.iterdir()}
+    for name in ("model.ckpt-3.data-00000-of-00001.tempstate17", "model.ckpt-2.index.tempstate5",
+                 "model.ckpt-3.data-00000-of-00001", "model.ckpt-0.meta",
+                 "model.ckpt-4_temp/part-00000-of-00002.index"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("half")
+    keeping.sweep(str(tmp_path))
+    assert {file.name for file in tmp_path.iterdir()} == kept
+    assert keeping.newest_intact(str(tmp_path)) == path
 
 
 @pytest.mark.parametrize("text", [None, b"", b"model_checkpoint", b"\xff\x00\xfe"])

@@ -112,3 +112,24 @@ def test_numbers_of_a_run_are_json(tmp_path):
     line = {"step": 1, **metrics.language_scores(3.0, facts(size=0))}
     metrics.append_line(str(tmp_path), line)
     assert jobs.metrics(tmp_path) == [json.loads(json.dumps(line))]
+
+
+def test_a_line_that_a_kill_cut_off_is_none(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (2, 4):
+        metrics.append_line(str(tmp_path), {"step": step})
+    path.write_bytes(path.read_bytes()[:-5])
+    assert metrics.read_lines(str(path)) == [{"step": 2}]
+    metrics.append_line(str(tmp_path), {"step": 6})
+    assert path.read_text() == '{"step": 2}\n{"step": 6}\n'
+
+
+def test_what_never_happened_is_forgotten(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2}\n{"st\n3\n{"step": 4}\n{"step": 6}\n{"step": 8')
+    metrics.forget_after(str(path), 4)
+    assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
+    assert [f"line {n} is damaged" in caplog.text for n in (1, 2, 3, 4)] == [False, True, True,
+                                                                            False]
+    metrics.forget_after(str(tmp_path / "none"), 4)
+    assert not (tmp_path / "none").exists()

@@ -125,6 +125,6 @@ def test_refusals(runs, tmp_path, monkeypatch, capsys, arguments, line):
 def test_a_damaged_line_is_named(runs, tmp_path, capsys):
     directory = report_runs.write(tmp_path / "damaged")
     with (directory / "metrics.jsonl").open("a") as file:
-        file.write("{")
+        file.write("{\n")
     assert main.main(["--report", str(directory), "--out", str(tmp_path / "x.html")]) == 2
     assert "metrics.jsonl: line 3 is no JSON" in capsys.readouterr().err

@@ -7,12 +7,16 @@ import re
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 
 import jobs
 import pytest
+import tfrecord_runs
 
 import inputs
 from configs import schema
+from training import hooks, keeping
 
 KEYS = ["step", "train_loss", "eval_loss", "perplexity", "bits_per_byte", "bits_per_decoded_byte",
         "loss/lm", "tokens_per_sec", "seconds", "model_path"]
@@ -244,6 +248,41 @@ def test_fewer_steps_than_between_checkpoints(tmp_path, capsys):
     assert jobs.steps(str(tmp_path / "run")) == [2]
 
 
+def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, capsys, monkeypatch):
+    """Killed at the second batch of the evaluation of step 4, which is to be the best."""
+    data = jobs.dataset(tmp_path)
+    keys = dict(train_steps=6, steps_per_checkpoint=2, eval_steps=3, keep=1, keep_best=1)
+    paths = [jobs.config(tmp_path, data, name=name, **keys) for name in ("straight", "broken")]
+    straight = jobs.here(capsys, paths[0])
+    begun, real = [0], hooks.Bar.after_run
+
+    def after_run(self, context, values):
+        begun[0] += 1
+        if begun[0] == 3 + 2:
+            raise SystemExit("killed")
+        real(self, context, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks.Bar, "after_run", after_run)
+        with pytest.raises(SystemExit):
+            jobs.here(capsys, paths[1])
+    assert [line["step"] for line in jobs.metrics(tmp_path / "broken")] == [2]
+    (tmp_path / "broken" / "metrics.jsonl").open("a").write('{"step": 4, "eval')
+    result = jobs.here(capsys, paths[1])
+    assert "the evaluation of step 4 was cut off; it comes first" in result.stderr
+    assert "cut off" not in straight.stderr
+    found = [[(line["step"], line["eval_loss"]) for line in jobs.metrics(tmp_path / name)]
+             for name in ("straight", "broken")]
+    assert found[0] == found[1] and [step for step, _ in found[0]] == [2, 4, 6]
+    scores = [keeping.scores(str(tmp_path / name)) for name in ("straight", "broken")]
+    assert scores[0] == scores[1] and jobs.steps(tmp_path / "straight") == jobs.steps(
+        tmp_path / "broken")
+    assert jobs.scalars(tmp_path / "broken" / "eval")["loss"] == jobs.scalars(
+        tmp_path / "straight" / "eval")["loss"]
+    again = jobs.here(capsys, paths[1])
+    assert "cut off" not in again.stderr and len(jobs.metrics(tmp_path / "broken")) == 3
+
+
 # What goes wrong on the way.
 
 def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(trained, capsys):
@@ -269,6 +308,27 @@ def test_a_damaged_shard_is_named_with_the_place(tmp_path, capsys):
     shard.write_bytes(content)
     error = jobs.here(capsys, jobs.config(tmp_path, data)).error
     assert str(shard) in error and str(offset) in error, error
+
+
+def test_skip_corrupt_is_a_flag_and_counts_in_the_summary(tmp_path, capsys):
+    """A record of training and one of validation are damaged."""
+    path = jobs.config(tmp_path, jobs.dataset(tmp_path), eval_steps=None, train_steps=2)
+    for shard in (tmp_path / "tiny").glob("*.tfrecords"):
+        content = bytearray(shard.read_bytes())
+        content[40] ^= 255
+        shard.write_bytes(content)
+    assert "corrupt" in jobs.here(capsys, path).error
+    result = jobs.here(capsys, path, "--skip_corrupt")
+    assert result.summary["skipped_records"] == 2 and result.summary["step"] == 2
+    assert result.stderr.count("1 records of tiny_") == 2
+    assert jobs.here(capsys, path, "--eval", "--skip_corrupt").summary["skipped_records"] == 1
+    for flags, status in (([], 1), (["--skip_corrupt"], 0)):
+        checked = jobs.here(capsys, path, "--check_dataset", *flags)
+        assert checked.status == status
+        places = [line for line in checked.stdout.splitlines() if "corrupt record" in line]
+        assert [line.split(":")[0].strip() for line in places] == 2 * (
+            ["left out"] if flags else ["problem"])
+        assert ("2 damaged records left out (skip_corrupt)" in checked.stdout) == bool(flags)
 
 
 def test_a_damaged_checkpoint_is_named(trained, capsys):
@@ -353,3 +413,20 @@ def test_a_signal_saves_and_gives_75(tmp_path, number):
     assert stderr.splitlines()[-1] == (f"stopped at step {step}, which is saved; the same command "
                                        "goes on from it")
     assert jobs.weights(tmp_path / "run")["global_step"] == step and "Traceback" not in stderr
+
+
+def test_a_second_signal_ends_it_at_once():
+    """In a step that would never end; the first signal waits for it."""
+    code = """
+import os, signal, time
+from training import stopping
+with stopping.Stop() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    print(stop.asked, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(100)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                            timeout=60, cwd=tfrecord_runs.ROOT)
+    assert result.returncode == -signal.SIGTERM and result.stdout == "True\n", result.stderr

@@ -22,12 +22,12 @@ def step_of(checkpoint):
 
 def on_disk(model_path):
     """The checkpoints that lie in a directory, oldest first, whatever their state."""
-    found = retrying.call(model_path, tf.io.gfile.glob,
-                          os.path.join(model_path, "model.ckpt-*.index"))
+    found = tf.io.gfile.glob(os.path.join(model_path, "model.ckpt-*.index"))
     paths = [path[:-len(".index")] for path in found if re.search(r"-\d+\.index$", path)]
     return sorted(paths, key=step_of)
 
 
+@retrying.patient
 def candidates(model_path):
     """The checkpoints that a run may go on from, newest first.
 
@@ -35,26 +35,28 @@ def candidates(model_path):
     is lost or damaged, it is the newest that lies there.
     """
     try:
-        state = retrying.call(model_path, tf.train.get_checkpoint_state, model_path)
+        state = tf.train.get_checkpoint_state(model_path)
     except (ValueError, tf.errors.DataLossError):
         state = None
     found = on_disk(model_path)[::-1]
     if state is None or not re.search(r"-\d+$", state.model_checkpoint_path):
         return found
-    named = state.model_checkpoint_path
+    # Where others have written it, it may name the place where the run lay before it was moved.
+    named = os.path.join(model_path, os.path.basename(state.model_checkpoint_path))
     older = [path for path in found if step_of(path) < step_of(named)]
-    return [named, *older] if tf.io.gfile.exists(named + ".index") or not found else older or found
+    return [named, *older] if named in found or older or not found else [named, *found]
 
 
+@retrying.patient
 def problem(checkpoint):
     """Why a checkpoint cannot be used, or None. It is read whole: each tensor has a checksum."""
     try:
         stamp = _stamp(checkpoint)
         if _known_good.get(checkpoint) == stamp:
             return None
-        reader = retrying.call(checkpoint, tf.train.NewCheckpointReader, checkpoint)
+        reader = tf.train.NewCheckpointReader(checkpoint)
         for name in reader.get_variable_to_shape_map():
-            retrying.call(checkpoint, reader.get_tensor, name)
+            reader.get_tensor(name)
     except retrying.TRANSIENT:
         raise
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
@@ -63,6 +65,7 @@ def problem(checkpoint):
     return None
 
 
+@retrying.patient
 def trust(checkpoint):
     """Notes that this process has written a checkpoint to its end."""
     _known_good[checkpoint] = _stamp(checkpoint)
@@ -127,6 +130,7 @@ def chosen(config):
     return _first_intact(model_path, [found[int(wanted)]])
 
 
+@retrying.patient
 def scores(model_path):
     """The validation losses of a run's evaluated checkpoints: {step: loss}; {} if unreadable."""
     path = os.path.join(model_path, SCORES)
@@ -140,6 +144,7 @@ def scores(model_path):
         return {}
 
 
+@retrying.patient
 def note_score(model_path, step, loss):
     """Notes the validation loss of a checkpoint, in place of an earlier one of the same step."""
     held = {step_of(path) for path in on_disk(model_path)}
@@ -148,6 +153,7 @@ def note_score(model_path, step, loss):
     write_text(os.path.join(model_path, SCORES), json.dumps(known, indent=1) + "\n")
 
 
+@retrying.patient
 def name_newest(model_path, checkpoint):
     """Writes the file `checkpoint`: this one is the newest; those after it never happened."""
     older = [path for path in on_disk(model_path) if step_of(path) < step_of(checkpoint)]
@@ -157,6 +163,7 @@ def name_newest(model_path, checkpoint):
     write_text(os.path.join(model_path, "checkpoint"), "\n".join(lines) + "\n")
 
 
+@retrying.patient
 def prune(model_path, newest, keep, keep_every=0, keep_best=0):
     """Deletes checkpoints up to `newest` but for some.
 
@@ -180,16 +187,28 @@ def prune(model_path, newest, keep, keep_every=0, keep_best=0):
         # The index first: without it the rest is no checkpoint.
         files = sorted(tf.io.gfile.glob(path + ".*"), key=lambda name: not name.endswith(".index"))
         for file in files:
-            retrying.call(file, tf.io.gfile.remove, file)
+            tf.io.gfile.remove(file)
         _known_good.pop(path, None)
 
 
+@retrying.patient
+def sweep(model_path):
+    """Deletes what kills have left of checkpoints that were being written or deleted."""
+    for path in tf.io.gfile.glob(os.path.join(model_path, "model.ckpt-*")):
+        found = re.match(r"model\.ckpt-\d+", os.path.basename(path))
+        prefix = os.path.join(model_path, found[0]) if found else path
+        if not found or (".tempstate" not in path and tf.io.gfile.exists(prefix + ".index")):
+            continue
+        if tf.io.gfile.isdir(path):
+            tf.io.gfile.rmtree(path)
+        else:
+            tf.io.gfile.remove(path)
+
+
+@retrying.patient
 def write_text(path, text):
     """Writes a small file under a temporary name and renames it: never half a file."""
-    def write():
-        temporary = path + ".tmp"
-        with tf.io.gfile.GFile(temporary, "w") as file:
-            file.write(text)
-        tf.io.gfile.rename(temporary, path, overwrite=True)
-
-    retrying.call(path, write)
+    temporary = path + ".tmp"
+    with tf.io.gfile.GFile(temporary, "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(temporary, path, overwrite=True)

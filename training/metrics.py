@@ -12,9 +12,12 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tqdm import tqdm
 
+from configs.errors import UserError
 from configs.layouts import LANGUAGE_MODELS
 from mesh.compat import tf
-from training import board, flops, retrying
+from training import board, flops, keeping, retrying
+
+EVALUATIONS = "metrics.jsonl"
 
 
 class Writer:
@@ -95,15 +98,59 @@ def language_scores(loss, facts):
             "bits_per_decoded_byte": per_byte(facts.decoded_bytes)}
 
 
-def append_line(model_path, values, name="metrics.jsonl"):
+@retrying.patient
+def append_line(model_path, values, name=EVALUATIONS):
     """Appends one JSON line to a file of the run's directory."""
     path = os.path.join(model_path, name)
+    lines, cut_off = _lines(path)
+    if cut_off:  # the next line would be joined to it
+        _write_lines(path, lines)
+    with tf.io.gfile.GFile(path, "a") as file:
+        file.write(json.dumps(values) + "\n")
 
-    def append():
-        with tf.io.gfile.GFile(path, "a") as file:
-            file.write(json.dumps(values) + "\n")
 
-    retrying.call(path, append)
+def _lines(path):
+    """(the lines of a file, whether it ends with one that a kill cut off, which is left out)."""
+    if not tf.io.gfile.exists(path):
+        return [], False
+    with tf.io.gfile.GFile(path, "rb") as file:
+        *lines, rest = file.read().split(b"\n")
+    return lines, bool(rest)
+
+
+def _write_lines(path, lines):
+    keeping.write_text(path, "".join(line.decode() + "\n" for line in lines))
+
+
+@retrying.patient
+def read_lines(path):
+    """The values of a file's JSON lines, [] if there is none.
+
+    Raises:
+      UserError: a line is no JSON.
+    """
+    values = []
+    for number, line in enumerate(_lines(path)[0], 1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is no JSON ({error}); remove it") from error
+    return values
+
+
+@retrying.patient
+def forget_after(path, step):
+    """Takes lines about steps after `step`, which never happened, out of a run's JSON lines."""
+    lines, cut_off = _lines(path)
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError):
+            logging.warning("warning: %s: line %d is damaged, and is left out", path, number)
+    if cut_off or len(kept) < len(lines):
+        _write_lines(path, kept)
 
 
 class Meter:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from configs import schema
 from configs.errors import UserError
 from mesh.compat import tf
-from training import checkpoints, report_plots, tasks
+from training import checkpoints, metrics, report_plots, tasks
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 70em;
@@ -104,24 +104,10 @@ def _read(directory, name):
     config = schema.load(config_path)
     train, samples, pictures = _events(directory)
     evaluated, _, pictures_of_eval = _events(os.path.join(directory, "eval"))
-    lines = _lines(os.path.join(directory, "metrics.jsonl"))
+    lines = metrics.read_lines(os.path.join(directory, metrics.EVALUATIONS))
     if not train and not lines:
         raise UserError(f"--report {directory}: the run has no numbers yet; train it first")
     return Run(name, config, lines, train, evaluated, samples, pictures | pictures_of_eval)
-
-
-def _lines(path):
-    """The evaluations in a metrics.jsonl."""
-    if not tf.io.gfile.exists(path):
-        return []
-    lines = []
-    with tf.io.gfile.GFile(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                lines.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(f"{path}: line {number} is no JSON ({error}); remove it") from error
-    return lines
 
 
 def _events(directory):

@@ -1,5 +1,6 @@
 """Trying again where storage or a machine was out of reach for a moment."""
 
+import functools
 import logging
 import re
 import time
@@ -51,3 +52,24 @@ def call(what, function, *args, **kwargs):
         except TRANSIENT as error:
             report(what, error, seconds, number)
     return function(*args, **kwargs)
+
+
+def patient(function):
+    """Has a function of (path, …) try again, as `call` does; it has to be one to do over.
+
+    Where such functions call each other, the outermost one does.
+    """
+    @functools.wraps(function)
+    def patiently(path, *args, **kwargs):
+        if _at_work:
+            return function(path, *args, **kwargs)
+        _at_work.append(function)
+        try:
+            return call(path, function, path, *args, **kwargs)
+        finally:
+            _at_work.clear()
+
+    return patiently
+
+
+_at_work: list = []

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 
@@ -56,6 +57,17 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None):
       UserError: the data, the config or the directory cannot be used.
       Stopped: SIGINT or SIGTERM came, and the run is saved.
     """
+    gone = []  # --new deletes once
+
+    def begin():
+        _train(config, new and not gone, yes, tpu, elsewhere, wandb, gone)
+
+    # What is not mended below this begins anew, from the last checkpoint.
+    retrying.call(config.model_path, begin)
+
+
+def _train(config, new, yes, tpu, elsewhere, wandb, gone):
+    """`train`, once; `gone` gets an entry when the earlier run is deleted."""
     started = time.monotonic()
     devices.prepare(config)
     facts = inputs.dataset_facts(config, "train")
@@ -68,6 +80,7 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None):
     start = starting.of_run(config, facts, new, elsewhere)
     if new:
         delete_run(config.model_path, yes)
+        gone.append(config.model_path)
     step, record = _begin(config, facts, taken)
     if taken:
         frozen.adopt(config, taken)
@@ -89,7 +102,19 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None):
     samples = Samples(config, writer)
     estimator = make_estimator(config, objective, meter, tpu, start and start.initializer)
     scores = None
+
+    def evaluate_checkpoint():
+        found = _evaluate(config, objective, estimator, measured)
+        samples.write(step)
+        _report(config, objective, step, meter, eval_writer, found, measured,
+                time.monotonic() - started)
+        return found
+
     with stopping.Stop() as stop:
+        if evaluating and _was_cut_off(config, record, step):
+            logging.info("the evaluation of step %d was cut off; it comes first", step)
+            stop.saved = step
+            scores = evaluate_checkpoint()
         while step < config.train_steps:
             every = config.steps_per_checkpoint
             target = min((step // every + 1) * every, config.train_steps)
@@ -103,10 +128,7 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None):
             if stop.asked:
                 stop.end(step)
             if evaluating:
-                scores = _evaluate(config, objective, estimator, measured)
-                _report(config, objective, step, meter, eval_writer, scores, measured,
-                        time.monotonic() - started)
-                samples.write(step)
+                scores = evaluate_checkpoint()
     samples.close()
     meter.close()
     writer.close()
@@ -118,7 +140,8 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None):
         scores = _evaluate(config, objective, estimator, measured)
     _print_summary(step=step, train_loss=meter.loss, **(scores or _NO_SCORES),
                    tokens_per_sec=meter.tokens_per_second,
-                   seconds=time.monotonic() - started, model_path=config.model_path)
+                   seconds=time.monotonic() - started, model_path=config.model_path,
+                   **_left_out(config, "train", *(["validation"] if evaluating else [])))
 
 
 def evaluate(config, tpu=None):
@@ -144,7 +167,8 @@ def evaluate(config, tpu=None):
                        clock, checkpoint)
     line = dict(step=step, train_loss=None, **scores,
                 tokens_per_sec=inputs.eval_windows(config).targets / clock.seconds,
-                seconds=time.monotonic() - started, model_path=config.model_path)
+                seconds=time.monotonic() - started, model_path=config.model_path,
+                **_left_out(config, "validation"))
     metrics.append_line(config.model_path, line)
     _print_summary(**line)
 
@@ -203,10 +227,15 @@ def _begin(config, facts, taken):
     change = record.begin_leg(step, config.train_batch_size, json.loads(json.dumps(data)))
     try:
         tf.io.gfile.makedirs(config.model_path)
+        keeping.sweep(config.model_path)
+        for name in (metrics.EVALUATIONS, watching.BAD_STEPS):
+            metrics.forget_after(os.path.join(config.model_path, name), step)
         if checkpoint and checkpoint != tf.train.latest_checkpoint(config.model_path):
             keeping.name_newest(config.model_path, checkpoint)
         checkpoints.write_record(config.model_path, record)
         checkpoints.write_text(os.path.join(config.model_path, "config.json"), config.to_json())
+    except retrying.TRANSIENT:
+        raise
     except tf.errors.OpError as error:
         raise UserError(f"model_path: {config.model_path} cannot be written ({error.message}); "
                         "give another --model_path, or see to its permissions") from error
@@ -277,6 +306,8 @@ def _run_estimator(config, estimator, job, *args, **kwargs):
         with tf.Graph().as_default(), tpu_loops() if on_tpu else contextlib.nullcontext():
             return getattr(estimator, job)(*args, **kwargs)
     except tf.errors.ResourceExhaustedError as error:
+        if re.search(r"No space left|quota exceeded|Too many open files", str(error)):
+            raise
         raise UserError(f"{refusal(error)}; lower the batch size or n_ctx, or set "
                         "tokens_per_mb_per_replica or recompute_grad") from error
     except retrying.TRANSIENT:
@@ -290,6 +321,21 @@ def _run_estimator(config, estimator, job, *args, **kwargs):
         if line is None:
             raise
         raise UserError(line) from error
+
+
+def _was_cut_off(config, record, step):
+    """Whether the checkpoint from which this run goes on was to be evaluated, and was not.
+
+    A line of --eval in metrics.jsonl does not count: a score that makes a checkpoint the best is
+    noted by training alone.
+    """
+    began = record.legs[0]["step"]
+    if step == began or (step % config.steps_per_checkpoint and step < config.train_steps):
+        return False
+    noted = keeping.scores(config.model_path)
+    lines = metrics.read_lines(os.path.join(config.model_path, metrics.EVALUATIONS))
+    return not any(line["step"] == step and (step in noted or not math.isfinite(line["eval_loss"]))
+                   for line in lines)
 
 
 def _evaluate(config, objective, estimator, measured, bar=None, checkpoint=None):
@@ -307,27 +353,36 @@ def _evaluate(config, objective, estimator, measured, bar=None, checkpoint=None)
 
 
 def _report(config, objective, step, meter, writer, scores, measured, seconds):
-    """Writes an evaluation to metrics.jsonl, TensorBoard (by `writer`) and the terminal.
+    """Writes an evaluation to TensorBoard (by `writer`), metrics.jsonl and the terminal.
 
-    The checkpoint's loss may make it one of the best, or another one no longer one of them.
+    The checkpoint's loss may make it one of the best, or another one no longer one of them. The
+    line of metrics.jsonl comes last: it says that all is done.
     """
     if math.isfinite(scores["eval_loss"]):
         keeping.note_score(config.model_path, step, scores["eval_loss"])
     keeping.prune(config.model_path, step, config.keep, config.keep_every, config.keep_best)
-    metrics.append_line(config.model_path, dict(
-        step=step, train_loss=meter.loss, **scores, tokens_per_sec=meter.tokens_per_second,
-        seconds=seconds, model_path=config.model_path))
     shown = {name.replace("eval_loss", "loss"): value for name, value in scores.items()
              if isinstance(value, float)}
     on_tasks = scores.get("tasks", {})
     writer.scalars({**shown, **tasks.scalars(on_tasks)}, step)
     for name, png in measured.pictures.items():
         writer.picture(name, png, step)
+    metrics.append_line(config.model_path, dict(
+        step=step, train_loss=meter.loss, **scores, tokens_per_sec=meter.tokens_per_second,
+        seconds=seconds, model_path=config.model_path))
     parts = [f"step {step}: validation loss {scores['eval_loss']:.4f}"]
     parts += [f"{name.replace('_', ' ')} {scores[name]:.4f}"
               for name in (*objective.shown, *measured.shown) if scores.get(name) is not None]
     parts += tasks.phrases(on_tasks)
     logging.info("  ".join(parts))
+
+
+def _left_out(config, *splits):
+    """What skip_corrupt adds to the summary: the damaged records of splits that are not read."""
+    if not config.skip_corrupt:
+        return {}
+    return {"skipped_records": sum(inputs.dataset_facts(config, split).left_out or 0
+                                   for split in splits)}
 
 
 def _print_summary(**values):

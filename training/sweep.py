@@ -84,13 +84,8 @@ def _begin(sweep, path):
 
 def _read(sweep):
     """{number: the last that is known of a trial}, from the sweep's metrics.jsonl."""
-    path, trials = os.path.join(sweep.model_path, "metrics.jsonl"), {}
-    if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path) as file:
-            for line in file.read().split("\n")[:-1]:  # a line that a kill cut off has no end
-                trial = json.loads(line)
-                trials[trial["trial"]] = trial
-    return trials
+    lines = metrics.read_lines(os.path.join(sweep.model_path, "metrics.jsonl"))
+    return {trial["trial"]: trial for trial in lines}
 
 
 def _choose(optuna, sweep, number, trials):
