@@ -109,38 +109,36 @@ def encode_documents(job, encoder, documents):
         UserError: the encoder has no ids for a document; names its place.
     """
     parts = [split_document(job, document) for document in documents]
-    ids = iter(_encode(encoder, documents, parts))
-    dtype = np.uint16 if encoder.n_vocab <= 1 << 16 else np.int32
-    kept = {split: ([], [], [], []) for split in SPLITS}
-    separator = np.array(job.separator, dtype)
-    tokens_in = dropped_documents = dropped_tokens = 0
-    for pieces in parts:
-        encoded = [(split, text, next(ids)) for split, text in pieces]
-        size = sum(len(tokens) for _, _, tokens in encoded)
-        tokens_in += size
-        if size < max(job.minimum_size, 1):
-            dropped_documents += 1
-            dropped_tokens += size
-            continue
-        for split, text, tokens in encoded:
-            if not tokens:
-                continue
-            arrays, lengths, text_bytes, decoded_bytes = kept[split]
-            arrays += [np.array(tokens, dtype), separator]
-            lengths.append(len(tokens) + len(separator))
-            tokens_in += len(separator)
-            text_bytes.append(len(text.encode("utf-8")))
-            decoded_bytes.append(text_bytes[-1] if encoder.lossless
-                                 else len(encoder.decode(tokens).encode("utf-8")))
-    splits = {split: Encoded(np.concatenate(arrays) if arrays else np.zeros(0, dtype), *rest)
-              for split, (arrays, *rest) in kept.items()}
-    return Result(splits, len(documents), tokens_in, dropped_documents, dropped_tokens)
+    texts = [text for pieces in parts for _, text in pieces]
+    tokens, lengths = _encode(encoder, documents, parts)
+    tokens, lengths = np.asarray(tokens), np.array(lengths, np.int64)
+    owners = np.repeat(np.arange(len(parts)), np.array(list(map(len, parts)), np.int64))
+    sizes = np.bincount(owners, lengths, len(parts)).astype(np.int64)
+    small = sizes < max(job.minimum_size, 1)
+    kept = (lengths > 0) & ~small[owners]
+    of = np.array([SPLITS.index(split) for pieces in parts for split, _ in pieces], np.int64)
+    splits = {split: _selected(job, encoder, texts, tokens, lengths, kept & (of == number))
+              for number, split in enumerate(SPLITS)}
+    return Result(splits, len(documents), int(sizes.sum() + kept.sum() * len(job.separator)),
+                  int(small.sum()), int(sizes[small].sum()))
+
+
+def _selected(job, encoder, texts, tokens, lengths, chosen):
+    """The Encoded of some of the texts, each with the separator behind it."""
+    tokens, lengths = tokens[np.repeat(chosen, lengths)], lengths[chosen]
+    texts = [text for text, is_chosen in zip(texts, chosen, strict=True) if is_chosen]
+    text_bytes = [len(text if text.isascii() else text.encode("utf-8")) for text in texts]
+    width, number = len(job.separator), len(lengths)
+    separated = np.insert(tokens, np.repeat(np.cumsum(lengths), width),
+                          np.tile(np.array(job.separator, tokens.dtype), number))
+    return Encoded(separated, (lengths + width).tolist(), text_bytes,
+                   text_bytes if encoder.lossless else encoder.decoded_sizes(tokens, lengths))
 
 
 def _encode(encoder, documents, parts):
-    """The ids of all parts in order; on a failure finds the document that caused it."""
+    """Packed ids of all parts in order; on a failure finds the document that caused it."""
     try:
-        return encoder.encode_batch([text for pieces in parts for _, text in pieces])
+        return encoder.encode_packed([text for pieces in parts for _, text in pieces])
     except UserError:
         for document, pieces in zip(documents, parts, strict=True):
             try:

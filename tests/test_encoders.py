@@ -10,11 +10,13 @@ import subprocess
 import sys
 import unicodedata
 
+import numpy as np
 import pytest
 
 import encoders
 from configs.errors import UserError
 from encoders import char, files
+from encoders import clip as clip_module
 
 # Ids that OpenAI's SimpleTokenizer (github.com/openai/CLIP, with ftfy 6.3.1) gives; "\u017f" is a
 # long s, which matches an s when case is ignored; U+0345 is in no class of the pattern.
@@ -232,6 +234,42 @@ def test_gpt2_equals_tiktoken(gpt2, shakespeare):
 
 def _unassigned(char):
     return unicodedata.category(char) == "Cn"
+
+
+def random_blanks(count, seed=1):
+    """Texts of few letters and of all kinds of blanks, in runs and at both ends."""
+    rng = random.Random(seed)
+    alphabet = "  \n\na'st\t\r\x0b\x0c\x1c\x85\xa0\u2003\u3000\u200b\x00.7é"
+    for _ in range(count):
+        plain = rng.random() < 0.5
+        letters = [c for c in alphabet if not plain or c in "  \n\na'st"]
+        yield "".join(rng.choice(letters) for _ in range(rng.randrange(14)))
+
+
+def test_pieces_have_the_words_of_their_text(gpt2, clip):
+    """Cut at blanks or by the pattern as a whole, a text has the same ids."""
+    for text in random_blanks(6000):
+        find = gpt2._ascii_words if text.isascii() else gpt2._find_words()
+        assert gpt2.encode(text) == [i for word in find(text) for i in gpt2._words[word]], text
+        cleaned = clip_module.clean(text).lower()
+        find = clip._ascii_words if cleaned.isascii() else clip._find_words()
+        assert clip.encode(text) == [i for word in find(cleaned) for i in clip._words[word]], text
+
+
+@pytest.mark.parametrize("spec", ["byte", "gpt2", "clip"])
+def test_packed_ids_and_sizes_are_those_of_each_text(spec, clip, gpt2):
+    encoder = {"clip": clip, "gpt2": gpt2}.get(spec) or encoders.load(spec)
+    texts = ["", *HARD, *random_texts(300), ""]
+    ids, lengths = encoder.encode_packed(texts)
+    assert (ids.typecode, lengths) == ("H", [len(encoder.encode(text)) for text in texts])
+    assert ids.tolist() == sum(map(encoder.encode, texts), [])
+    # Ids of no text too, whose bytes are cut within a character.
+    ids = np.concatenate([ids, np.random.RandomState(0).randint(0, encoder.n_vocab, 3000)])
+    lengths = [*lengths, *[3] * 1000]
+    begins = np.cumsum([0, *lengths])
+    assert encoder.decoded_sizes(ids, lengths) == [
+        len(encoder.decode(ids[begin:begin + length].tolist()).encode())
+        for begin, length in zip(begins, lengths, strict=False)]
 
 
 def test_gpt2_known_ids(gpt2):
