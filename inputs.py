@@ -293,5 +293,7 @@ def _batches(rows, batch_size):
     rows = rows.batch(batch_size, drop_remainder=True).prefetch(4)
     options = tf.data.Options()
     options.deterministic = True
+    # Its thread may sleep a minute before it sees the end, for which a session waits to close.
+    options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return rows.with_options(options)

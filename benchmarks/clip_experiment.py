@@ -11,6 +11,7 @@ done already is not done again, so a run that was stopped continues.
 import argparse
 import concurrent.futures
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -63,12 +64,15 @@ def parse_args(argv=None):
     p.add_argument("--rows", nargs="+", default=DEMO_ROWS, choices=sorted(ROWS), metavar="ROW",
                    help=f"rows of the table: {', '.join(ROWS)}")
     p.add_argument("--steps", type=int, nargs="+", default=[250], metavar="N",
-                   help="of a language model: one number, or one for each of --texts "
-                        "(%(default)s)")
+                   help="of a language model: one number, one for each of --texts, or one for "
+                        "each of --texts at each of --sizes (%(default)s)")
     p.add_argument("--evaluations", type=int, default=1,
                    help="of a language model, the best of which counts (%(default)s)")
     p.add_argument("--pictures", type=int, default=20000, help="for CLIP (%(default)s)")
-    p.add_argument("--facts", type=float, default=0.3,
+    p.add_argument("--checked", type=int, default=400, metavar="N",
+                   help="texts for validation, of each kind, and a quarter of the cloze items "
+                        "(%(default)s)")
+    p.add_argument("--facts", type=float, default=1.0,
                    help="share of texts that state how something looks (%(default)s)")
     p.add_argument("--items", choices=("dev", "test"), default="test",
                    help="cloze items: dev to choose settings by, test for figures (%(default)s)")
@@ -84,17 +88,18 @@ def parse_args(argv=None):
     p.add_argument("--quick", action="store_true",
                    help="the same in small, too short to learn much")
     args = p.parse_args(argv)
-    if len(args.steps) not in (1, len(args.texts)):
-        p.error(f"--steps has {len(args.steps)} numbers and --texts {len(args.texts)}; give one "
-                "number of steps, or one for each amount of texts")
-    if len(args.steps) == 1:
-        args.steps *= len(args.texts)
+    wanted = len(args.sizes) * len(args.texts)
+    if len(args.steps) not in (1, len(args.texts), wanted):
+        p.error(f"--steps has {len(args.steps)} numbers; give one number of steps, one for each of "
+                f"the {len(args.texts)} --texts, or one for each of them at each of the "
+                f"{len(args.sizes)} --sizes: {wanted}")
+    args.steps *= wanted // len(args.steps)
     if args.quick:
         args.pictures, args.texts = min(args.pictures, 1000), [min(n, 200) for n in args.texts]
-        args.seeds = 1
+        args.seeds, args.checked = 1, min(args.checked, 50)
         args.set_clip += ["train_steps=15", "steps_per_checkpoint=15", "warmup_steps=5"]
         args.set_student += ["train_steps=20", "steps_per_checkpoint=20", "warmup_steps=5"]
-        args.steps = [20] * len(args.texts)
+        args.steps = [20] * wanted
         args.set += ["warmup_steps=5", "n_layer=2"]
     return args
 
@@ -119,8 +124,9 @@ class Experiment:
         """The world, a tokenizer of each kind, pictures and texts as TFRecords."""
         world, most = self.path("world"), max(self.args.texts)
         self.stages.run("world", "datasets/scenes.py", "--out", world, "--overwrite", "--pictures",
-                        self.args.pictures, "--texts", most, "--val_texts", 400,
-                        "--heldout_texts", 400, "--facts", self.args.facts)
+                        self.args.pictures, "--texts", most, "--val_texts",
+                        self.args.checked, "--heldout_texts", self.args.checked, "--cloze",
+                        4 * self.args.checked, "--facts", self.args.facts)
         self.together("tokenizers", [
             functools.partial(self._make_tokenizer, *pair)
             for pair in (("clip", "clip"), ("bytes", "bbpe"))])
@@ -232,13 +238,14 @@ class Experiment:
         if self.args.teachers:
             students["random"] = self.run_path(
                 f"student_random{(seed - 1) % self.args.teachers}")
-        steps = dict(zip(self.args.texts, self.args.steps, strict=True))[number]
+        steps = dict(zip(itertools.product(self.args.sizes, self.args.texts), self.args.steps,
+                         strict=True))[size, number]
         changes = [f'datasets=["{self.dataset(tokens, number)}"]', f"seed={seed}",
                    f"train_steps={steps}", "sample_tokens=0", "eval_tasks_bos=true",
                    f"steps_per_checkpoint={-(-steps // self.args.evaluations)}"]
         tasks = [self.path("world", f"{name}.jsonl")
-                 for name in (f"statements_{self.args.items}", f"cloze_{self.args.items}",
-                              "texts_heldout")]
+                 for name in (*(f"{kind}_{self.args.items}"
+                                for kind in ("stories", "statements", "cloze")), "texts_heldout")]
         changes.append(f"eval_tasks={json.dumps(tasks)}")
         supervised = {"clip.weight_end": steps} if "clip.student" in ROWS[row][1] else {}
         for key, value in {**ROWS[row][1], **supervised, **SIZES[size]}.items():

@@ -16,16 +16,22 @@ from benchmarks import clip_experiment
 # Rows that a gain of GPT-C could be explained away by.
 CONTROLS = ("gptc_random", "gptc_shuffled", "gptc_text")
 
+# Tasks whose items are made for --items.
+ITEMS = ("stories", "statements", "cloze")
+
 # name: (heading, digits, where it is in an evaluation's line).
 FIGURES = {
     "validation": ("validation loss, nats", 3, ("eval_loss",)),
     "bits_per_byte": ("bits per byte", 3, ("bits_per_decoded_byte",)),
     "heldout": ("held-out combinations, bits per byte", 3,
                 ("tasks", "texts_heldout", "bits_per_decoded_byte")),
-    "answers": ("statements: loss on the answer, nats", 2, ("tasks", "statements", "answer_loss")),
-    "untold_answers": ("of untold words", 2, ("tasks", "statements", "untold", "answer_loss")),
-    "accuracy": ("accuracy", 3, ("tasks", "statements", "acc")),
-    "untold": ("of untold words", 3, ("tasks", "statements", "untold", "acc")),
+    "answers": ("looks, within stories: loss on the answer, nats", 2,
+                ("tasks", "stories", "answer_loss")),
+    "untold_answers": ("of untold words", 2, ("tasks", "stories", "untold", "answer_loss")),
+    "accuracy": ("accuracy", 3, ("tasks", "stories", "acc")),
+    "untold": ("of untold words", 3, ("tasks", "stories", "untold", "acc")),
+    "statements": ("alone: loss on the answer", 2, ("tasks", "statements", "answer_loss")),
+    "alone": ("accuracy", 3, ("tasks", "statements", "acc")),
     "cloze": ("accuracy with new templates", 3, ("tasks", "cloze", "acc")),
 }
 
@@ -55,7 +61,7 @@ def figures(args, out, row, size, number, seed):
     for figure, (_, _, path) in FIGURES.items():
         value = best
         for key in path:
-            value = value[f"{key}_{args.items}" if key in ("statements", "cloze") else key]
+            value = value[f"{key}_{args.items}" if key in ITEMS else key]
         found[figure] = value
     return found
 

@@ -7,12 +7,13 @@ The same seed gives the same bytes, and a larger number the same first ones. In 
 pictures_{train,val,heldout}_<i>_<records>.tfrecords (tf.train.Example: image, a PNG; caption,
 several, the first complete; scene, JSON), captions_train.jsonl ("text": each caption of the
 pictures for training, in their order), texts_{train,val,heldout}.jsonl ("text"),
-{cloze,statements}_{dev,test}.jsonl, zero_shot.jsonl with zero_shot_val.tfrecords (image, colour,
-shape), contact_sheet.png and, when all is whole, manifest.json. Some combinations of colour and
-shape occur in all pictures, but in no text save those of texts_heldout.jsonl. Pictures come in
+{cloze,statements,stories}_{dev,test}.jsonl, zero_shot.jsonl with zero_shot_val.tfrecords (image,
+colour, shape), contact_sheet.png and, when all is whole, manifest.json. Some combinations of colour
+and shape occur in all pictures, but in no text save those of texts_heldout.jsonl. Pictures come in
 groups of four; of those for training, --hard_groups are hard: they differ in one attribute.
 """
 
+import functools
 import json
 import os
 import re
@@ -27,8 +28,9 @@ SPLITS = ["train", "val", "heldout"]
 CLOZE_SPLITS = ["dev", "test"]
 BATCH = 256  # pictures rendered at a time
 OURS = re.compile(r"(pictures_(train|val|heldout)_\d+_\d+\.tfrecords|texts_(train|val|heldout)"
-                  r"\.jsonl|(cloze|statements)_(dev|test)\.jsonl|zero_shot(_val\.tfrecords|\.jsonl)"
-                  r"|captions_train\.jsonl|contact_sheet\.png|manifest\.json)(\.tmp)?")
+                  r"\.jsonl|(cloze|statements|stories)_(dev|test)\.jsonl|captions_train\.jsonl"
+                  r"|zero_shot(_val\.tfrecords|\.jsonl)|contact_sheet\.png|manifest\.json)"
+                  r"(\.tmp)?")
 SHEET = {"train": (24, "training pictures", "the first caption is complete; texts tell of these "
                    "scenes unless a combination is held out"),
          "heldout": (12, "held-out combinations", "each picture shows a color and a shape that no "
@@ -250,10 +252,11 @@ def run(args):
     import scenes_zero_shot
     from scenes_cloze import items
     from scenes_groups import GROUP
+    from scenes_text import story_items
     from tqdm import tqdm
     directory = Directory(args.out, args.overwrite)
     encode_png = PngEncoder()
-    made = {"pictures": {}, "texts": {}, "cloze": {}, "statements": {}}
+    made = {"pictures": {}, "texts": {}, "cloze": {}, "statements": {}, "stories": {}}
     for what, write in (("pictures", lambda split, bar: write_pictures(
             args, directory, split, encode_png, bar)),
                         ("texts", lambda split, bar: write_texts(args, directory, split, bar))):
@@ -262,10 +265,11 @@ def run(args):
             for split in SPLITS:
                 made[what][split] = write(split, bar)
     made["captions_train"] = write_captions(args, directory)
-    for what in ("cloze", "statements"):
+    for what, of in (("cloze", items), ("statements", functools.partial(items, statements=True)),
+                     ("stories", story_items)):
         for split in CLOZE_SPLITS:
             name = f"{what}_{split}.jsonl"
-            number = directory.write_lines(name, items(split, args.cloze, what == "statements"))
+            number = directory.write_lines(name, of(split, args.cloze))
             made[what][split] = {"file": name, "items": number}
     if args.zero_shot:
         directory.write_records(scenes_zero_shot.PICTURES, scenes_zero_shot.records(

@@ -271,28 +271,37 @@ def items(split, count, statements=False):
     Yields:
         dict with prefix, answer, choices, kind, about, subjects, told, group.
     """
+    for number, facts in enumerate(item_groups(split, count, statements)):
+        for fact in facts:
+            yield item(fact, number, _prefix(fact))
+
+
+def item(fact, number, prefix):
+    """The JSON value of the cloze item that a Fact, number `number`'s, makes after a prefix."""
+    words = COLOURS if fact.about == "colour" else SHAPES
+    return {"prefix": prefix, "answer": fact.answer, "choices": list(fact.choices),
+            "kind": fact.kind, "about": fact.about, "subjects": list(fact.subjects),
+            "told": all(words[word].told for word in fact.subjects), "group": number}
+
+
+def item_groups(split, count, statements):
+    """Lists of Fact, a group each, that `items` are made from."""
     name = "statements" if statements else "cloze"
     wanted = [(kind, about, known) for kind in KINDS for about in ABOUT
               for known in ((True, False) if statements else (None,))]
-    share, number = count // len(wanted), 0
+    share = count // len(wanted)
     for kind, about, known in wanted:
         rng, seen, made, misses = _stream(name, split, kind, about, known), set(), 0, 0
-        while made < share and misses < 2000:
+        size = {"nearest": CHOICES[about], "odd": 4}.get(kind, 2)
+        while made + size <= share and misses < 2000:
             facts = group(rng, split, kind, about, known=known)
             keys = {(_prefix(fact), tuple(sorted(fact.choices))) for fact in facts or []}
-            if not facts or keys & seen or made + len(facts) > share:
+            if not facts or keys & seen:
                 misses += 1
                 continue
-            misses, made = 0, made + len(facts)
+            misses, made = 0, made + size
             seen |= keys
-            words = COLOURS if about == "colour" else SHAPES
-            for fact in facts:
-                yield {"prefix": _prefix(fact), "answer": fact.answer,
-                       "choices": list(fact.choices), "kind": kind, "about": about,
-                       "subjects": list(fact.subjects),
-                       "told": all(words[word].told for word in fact.subjects),
-                       "group": number}
-            number += 1
+            yield facts
 
 
 def _stream(name, split, kind, about, known):

@@ -6,8 +6,8 @@ is left to captions, as it fits only some shapes. So, apart from the rare facts 
 (scenes_cloze.py), words that look alike hardly show it in the texts.
 """
 
-from scenes_cloze import told_fact
-from scenes_sample import text_scene
+from scenes_cloze import item, item_groups, told_fact
+from scenes_sample import stream, text_scene
 from scenes_words import (
     RELATIONS,
     absent_colour,
@@ -21,7 +21,7 @@ from scenes_words import (
     place,
     relations,
 )
-from scenes_world import BASIC_COLOURS, BASIC_SHAPES, NUMBERS, SHAPES
+from scenes_world import BASIC_COLOURS, BASIC_SHAPES, NUMBERS, SHAPES, VERSION
 
 PEOPLE = ["mia", "tom", "ada", "ben", "zoe", "max", "eva", "leo", "ida", "sam", "lily", "noah"]
 OPENINGS = ["{who} has a picture with {things}.", "{who} looks at a picture of {things}.",
@@ -200,3 +200,30 @@ def text(rng, split, facts):
     if rng.random() < 0.5:
         sentences.append(teller.closing())
     return " ".join(sentences), scene, fact
+
+
+def story_items(split, count):
+    """The statements of "dev" or "test" as they stand in texts, after the beginning of a story.
+
+    The items of a group share the story, or each tells of the scene that its statement is about;
+    stories are about scenes of the split "val".
+
+    Args:
+        split, count: as for scenes_cloze.items, whose statements these are.
+
+    Yields:
+        dict as scenes_cloze.items does.
+    """
+    for number, facts in enumerate(item_groups(split, count, statements=True)):
+        rng = stream(VERSION, "stories", split, number)
+        shared = _beginning(rng, text_scene(rng, "val"))
+        for fact in facts:
+            story = _beginning(rng, fact.scene) if fact.scene else shared
+            yield item(fact, number, f"{story} {fact.prefix}")
+
+
+def _beginning(rng, scene):
+    """The sentences of a text about a scene that precede the fact in it."""
+    teller = Teller(rng, scene)
+    sentences = [teller.opening(), *teller.body(rng.randint(2, 5))]
+    return " ".join(sentences[:rng.randint(1, len(sentences))])

@@ -15,7 +15,8 @@ ARGS = argparse.Namespace(sizes=["4x128"], texts=[600], rows=["gpt", "gptc"], se
 def line(step, loss, answers):
     part = {"acc": 0.25, "answer_loss": answers}
     return {"step": step, "eval_loss": loss, "bits_per_decoded_byte": loss / 2, "tasks": {
-        "statements_test": {**part, "untold": part}, "cloze_test": {"acc": 0.5},
+        "stories_test": {**part, "untold": part}, "statements_test": part,
+        "cloze_test": {"acc": 0.5},
         "texts_heldout": {"bits_per_decoded_byte": 0.75}}}
 
 
@@ -69,14 +70,15 @@ def test_every_row_asks_for_what_main_takes(tmp_path):
 
     args = clip_experiment.parse_args([
         "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--rows",
-        *clip_experiment.ROWS, "--teachers", "2"])
+        *clip_experiment.ROWS, "--teachers", "2", "--sizes",
+        "2x64"])
     experiment = clip_experiment.Experiment(args)
     for row in clip_experiment.ROWS:
         _, config, changes = experiment._language_model(row, "2x64", 600, seed=2)
         values = [change for change in changes if not change.startswith("datasets=")]
         found = schema.load(config, values)
         assert found.seed == 2 and found.n_layer == 2 and found.train_steps == 250
-        assert len(found.eval_tasks) == 3
+        assert len(found.eval_tasks) == 4
         assert found.model == ("GPT" if row in ("gpt", "gpt_bytes") else "gpt_c")
         if found.model == "gpt_c":
             assert os.path.basename(found.clip.student) == {
@@ -86,12 +88,13 @@ def test_every_row_asks_for_what_main_takes(tmp_path):
             assert found.clip.control == ("shuffled" if "shuffled" in row else "none")
 
 
-def test_each_amount_of_texts_may_have_its_steps(capsys):
+def test_each_size_and_amount_of_texts_may_have_its_steps(capsys):
     def steps(*flags):
         args = clip_experiment.parse_args(["--data", "d", "--out", "o", *flags])
         made = clip_experiment.Experiment.__new__(clip_experiment.Experiment)
         made.args, made.out, made._data = args, "o", "d"
-        found = [made._language_model("gptc", "4x128", number, 1)[2] for number in args.texts]
+        found = [made._language_model("gptc", size, number, 1)[2] for size in args.sizes
+                 for number in args.texts]
         return [[change for change in changes
                  if re.match(r"(train_steps|steps_per_checkpoint|clip.weight_end)=", change)]
                 for changes in found]
@@ -101,9 +104,13 @@ def test_each_amount_of_texts_may_have_its_steps(capsys):
         ["train_steps=900", "steps_per_checkpoint=300", "clip.weight_end=900"]]
     assert steps("--texts", "600", "2000", "--steps", "30") == 2 * [
         ["train_steps=30", "steps_per_checkpoint=30", "clip.weight_end=30"]]
+    some = ("--sizes", "2x64", "4x128", "--texts", "600", "2000", "--steps")
+    for given, wanted in (("1 2 3 4", "1 2 3 4"), ("1 2", "1 2 1 2"), ("1", "1 1 1 1")):
+        assert [changes[0] for changes in steps(*some, *given.split())] == [
+            f"train_steps={number}" for number in wanted.split()]
     with pytest.raises(SystemExit):
-        steps("--texts", "600", "--steps", "300", "900")
-    assert "--steps has 2 numbers and --texts 1" in capsys.readouterr().err
+        steps(*some, "300", "900", "400")
+    assert "--steps has 3 numbers" in capsys.readouterr().err
 
 
 def test_changes_against_each_control(results):
@@ -114,8 +121,8 @@ def test_changes_against_each_control(results):
     args = argparse.Namespace(**{**vars(ARGS), "rows": ["gpt", "gptc", "gptc_text"]})
     text = clip_experiment_report.write(args, str(results))
     assert "GPT-C against GPT-C, student of texts alone: validation loss, nats -0.100 ± 0.000 " \
-           "(standard error), by seed -0.10 -0.10; statements: loss on the answer, nats -0.600 " \
-           "± 0.100 (standard error), by seed -0.50 -0.70." in text
+           "(standard error), by seed -0.10 -0.10; looks, within stories: loss on the answer, " \
+           "nats -0.600 ± 0.100 (standard error), by seed -0.50 -0.70." in text
     assert text.count(" against ") == 2
 
 

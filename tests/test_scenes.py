@@ -63,7 +63,7 @@ def test_files_hold_what_the_manifest_says(world):
     for split in ("dev", "test"):
         made = [json.loads(line) for line in (world / f"cloze_{split}.jsonl").open()]
         assert len(made) == manifest["cloze"][split]["items"] > 20
-        names |= {f"cloze_{split}.jsonl", f"statements_{split}.jsonl"}
+        names |= {f"{what}_{split}.jsonl" for what in ("cloze", "statements", "stories")}
     assert names == set(os.listdir(world))
     assert [tuple(pair) for pair in manifest["held_out"]] == scenes_world.held_out()
     assert len(manifest["pictures"]["train"]) == 3

@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(__file__)), "datasets"))
 import scenes_cloze  # noqa: E402
+import scenes_text  # noqa: E402
 import scenes_world  # noqa: E402
 from scene_checks import delta, lab  # noqa: E402
 from scenes_cloze import told_fact  # noqa: E402
@@ -125,3 +126,21 @@ def test_statements_are_the_texts_own_about_the_splits_words(items, split):
         told_in_groups.setdefault(item["group"], set()).add(item["told"])
     assert all(len(told) == 1 for told in told_in_groups.values())
     assert {told for told, in told_in_groups.values()} == {True, False}
+
+
+def test_stories_lead_up_to_the_statements():
+    """The statements are those of `items`, and no choice is favoured by its story."""
+    plain = list(scenes_cloze.items("dev", 400, statements=True))
+    stories = list(scenes_text.story_items("dev", 400))
+    told = {}
+    for item, alone in zip(stories, plain, strict=True):
+        scene = alone["kind"] == "scene"
+        statement = alone["prefix"].split(". ", 1)[1] if scene else alone["prefix"]
+        assert item["prefix"].endswith(f". {statement}")
+        assert {**item, "prefix": 0} == {**alone, "prefix": 0}
+        story = item["prefix"].removesuffix(statement)
+        if scene:
+            assert all(word in story for word in item["choices"] + item["subjects"]), item
+        else:
+            assert told.setdefault(item["group"], story) == story
+    assert len(set(told.values())) > 0.9 * len(told) > 30

@@ -1,5 +1,6 @@
 """Hard groups: four pictures that differ in one attribute, and what they leave as it was."""
 
+import functools
 import hashlib
 import json
 import os
@@ -11,19 +12,25 @@ import pytest
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(__file__)), "datasets"))
 import scenes_cloze  # noqa: E402
 import scenes_groups  # noqa: E402
+import scenes_text  # noqa: E402
 from scene_checks import check, delta  # noqa: E402
 from scenes_captions import captions  # noqa: E402
 from scenes_render import render  # noqa: E402
 from scenes_sample import has_held_out, picture_scene, split_of, stream  # noqa: E402
 from scenes_world import held_out  # noqa: E402
 
-# SHA-256 of the cloze files of every world, (split, whether they are statements): figures of models
+# SHA-256 of the cloze files of every world: figures of models
 # are compared on these items.
 FROZEN = {
-    ("dev", False): "f2a93352220a31c44d82105734f613694496558d4c82c15495f6549c4546442d",
-    ("test", False): "504357fb908e77f8a0f80b4d2550951201e4514bef17f34bc3ebdfb4d87dc57c",
-    ("dev", True): "1f3b80d8fa471baa3c1f246f6da194b9fc1a23ca2fd8ca78a1e689be7c07fb2b",
-    ("test", True): "2ad057afadab67fc1ca0f0031a85fa8ca5e430e1d3314af44a2399a3a5c9f1c8"}
+    "cloze_dev": "f2a93352220a31c44d82105734f613694496558d4c82c15495f6549c4546442d",
+    "cloze_test": "504357fb908e77f8a0f80b4d2550951201e4514bef17f34bc3ebdfb4d87dc57c",
+    "statements_dev": "1f3b80d8fa471baa3c1f246f6da194b9fc1a23ca2fd8ca78a1e689be7c07fb2b",
+    "statements_test": "2ad057afadab67fc1ca0f0031a85fa8ca5e430e1d3314af44a2399a3a5c9f1c8",
+    "stories_dev": "acb7c81b32221645ad6357f4d3ba18641d1b8570dbecc5a7e95c0d73b102c951",
+    "stories_test": "8b196f40cd7c51ae67a19c43b37964feee2784b538b9007bbe20ed7b3d74f4f4"}
+MAKERS = {"cloze": scenes_cloze.items,
+          "statements": functools.partial(scenes_cloze.items, statements=True),
+          "stories": scenes_text.story_items}
 
 
 def scenes(split, number, share, seed=4):
@@ -123,7 +130,7 @@ def test_the_share_of_hard_groups():
 
 
 def test_cloze_items_are_frozen():
-    for (split, statements), wanted in FROZEN.items():
-        items = scenes_cloze.items(split, 1600, statements)
-        lines = "".join(json.dumps(item) + "\n" for item in items)
-        assert hashlib.sha256(lines.encode()).hexdigest() == wanted
+    for name, wanted in FROZEN.items():
+        maker, split = name.split("_")
+        lines = "".join(json.dumps(item) + "\n" for item in MAKERS[maker](split, 1600))
+        assert hashlib.sha256(lines.encode()).hexdigest() == wanted, name
