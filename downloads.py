@@ -10,9 +10,9 @@ import time
 
 import requests
 import tensorflow.compat.v1 as tf
-from tqdm import tqdm
 
 from configs.errors import UserError
+from configs.progress import tqdm
 
 WAITS = (1.0, 5.0)  # seconds before another try, after tries that brought nothing new
 _CHUNK = 1 << 16  # bytes; what is cut off loses less than that
@@ -148,7 +148,7 @@ def _save(response, part, start):
     total = start + int(told) if told else None
     name = os.path.basename(part).rsplit(".", 2)[0]
     with (tf.io.gfile.GFile(part, "ab" if start else "wb") as file,
-          tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=None,
+          tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name,
                leave=False) as bar):
         for piece in response.iter_content(_CHUNK):
             file.write(piece)

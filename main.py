@@ -13,8 +13,11 @@ from configs.errors import UserError
 
 def set_up_logging(quiet, verbose):
     """Own messages to stderr; TensorFlow's only if asked for. Comes before its import."""
+    from configs import progress
+
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    progress.tqdm.silent = quiet
     if not verbose:
         quiet_libraries()
 

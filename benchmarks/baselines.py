@@ -22,7 +22,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from benchmarks.stages import Stages  # noqa: E402
-from configs import schema  # noqa: E402
+from configs import markdown, schema  # noqa: E402
 from configs.command_line import quiet_libraries  # noqa: E402
 
 quiet_libraries()
@@ -126,9 +126,8 @@ def parameters(run):
 
 def table(rows):
     """The models' figures as a table in Markdown."""
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS),
-             *([form.format(**row) for form in COLUMNS.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table(list(COLUMNS), ([form.format(**row) for form in COLUMNS.values()]
+                                          for row in rows))
 
 
 def main(argv=None):

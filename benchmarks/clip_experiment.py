@@ -45,6 +45,8 @@ ROWS = {
     "gptc_input_random": ("GPT-C, random student as input", {
         "clip": {"student": "{random}", "mode": "input"}}),
 }
+# What the models are asked about looks, in the formats of CoDa and ViComTe.
+PROBES = ("coda", "color", "shape", "size_larger", "size_smaller")
 PROMPT = "there is a rose hoop and a"
 DEMO_ROWS = ["gpt_bytes", "gpt", "gptc", "gptc_random", "gptc_input"]
 
@@ -246,6 +248,8 @@ class Experiment:
         tasks = [self.path("world", f"{name}.jsonl")
                  for name in (*(f"{kind}_{self.args.items}"
                                 for kind in ("stories", "statements", "cloze")), "texts_heldout")]
+        tasks += [f"{relation}:{self.path('world', 'probes', relation, 'world.jsonl')}"
+                  for relation in PROBES]
         changes.append(f"eval_tasks={json.dumps(tasks)}")
         supervised = {"clip.weight_end": steps} if "clip.student" in ROWS[row][1] else {}
         for key, value in {**ROWS[row][1], **supervised, **SIZES[size]}.items():

@@ -12,6 +12,7 @@ import os
 import statistics
 
 from benchmarks import clip_experiment
+from configs import markdown
 
 # Rows that a gain of GPT-C could be explained away by.
 CONTROLS = ("gptc_random", "gptc_shuffled", "gptc_text")
@@ -34,6 +35,17 @@ FIGURES = {
     "alone": ("accuracy", 3, ("tasks", "statements", "acc")),
     "cloze": ("accuracy with new templates", 3, ("tasks", "cloze", "acc")),
 }
+# Of what the models say of looks: name: (heading, digits, task, score), as in FIGURES.
+PROBES = {
+    "coda": ("CoDa: Spearman's ρ", 3, "coda_world", "spearman"),
+    "coda_acc": ("top-1", 3, "coda_world", "acc"),
+    "color": ("ViComTe, colors: accuracy", 3, "color_world", "acc"),
+    "shape": ("shapes", 3, "shape_world", "acc"),
+    "size_larger": ("larger than", 3, "size_larger_world", "acc"),
+    "size_smaller": ("smaller than", 3, "size_smaller_world", "acc"),
+}
+# Those whose words are told or untold have a figure of the untold ones, under this ending.
+UNTOLD = "_untold"
 
 
 def write(args, out):
@@ -63,24 +75,42 @@ def figures(args, out, row, size, number, seed):
         for key in path:
             value = value[f"{key}_{args.items}" if key in ITEMS else key]
         found[figure] = value
+    for figure, (_, _, task, score) in PROBES.items():
+        found[figure] = best["tasks"][task].get(score)
+        if "untold" in best["tasks"][task]:
+            found[figure + UNTOLD] = best["tasks"][task]["untold"].get(score)
     return found
 
 
 def table(args, results, size, number):
-    """A Markdown table of a size and an amount of text: mean ± standard deviation over seeds."""
+    """Markdown of a size and an amount of text: means ± standard deviations over seeds."""
     heads = ["", "step", *(heading for heading, _, _ in FIGURES.values())]
-    lines = [heads, ["---"] * len(heads)]
+    rows = []
     for row in args.rows:
         runs = of(results, row, size, number)
         steps = statistics.mean(run["step"] for run in runs)
-        cells = [clip_experiment.ROWS[row][0], f"{steps:.0f}"]
-        lines.append(cells + [spread([run[name] for run in runs], digits)
-                              for name, (_, digits, _) in FIGURES.items()])
+        rows.append([clip_experiment.ROWS[row][0], f"{steps:.0f}",
+                     *(spread([run[name] for run in runs], digits)
+                       for name, (_, digits, _) in FIGURES.items())])
     parts = [f"### {size}, {number} texts, {args.seeds} seed{'s' * (args.seeds > 1)}",
-             "\n".join("| " + " | ".join(line) + " |" for line in lines)]
+             markdown.table(heads, rows), _probes(args, results, size, number)]
     parts += [change for other in ("gpt", *CONTROLS)
               for change in [_change(args, results, size, number, "gptc", other)] if change]
     return "\n\n".join(parts)
+
+
+def _probes(args, results, size, number):
+    """A Markdown table of the probes of looks, of untold words alone in brackets."""
+    def cell(runs, name, digits):
+        values = [spread([run[key] for run in runs], digits)
+                  for key in (name, name + UNTOLD) if key in runs[0]]
+        return values[0] + "".join(f" ({value})" for value in values[1:])
+
+    return markdown.table(
+        ["what it says of looks (of untold words)", *(probe[0] for probe in PROBES.values())],
+        [[clip_experiment.ROWS[row][0], *(cell(of(results, row, size, number), name, probe[1])
+                                          for name, probe in PROBES.items())]
+         for row in args.rows])
 
 
 def of(results, row, size, number):

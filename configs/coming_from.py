@@ -3,7 +3,7 @@
 from configs import coming_from_tables as tables
 from configs import legacy, legacy_gpt2, legacy_jax, old_flags
 from configs.dataset import DatasetConfig
-from configs.reference import table
+from configs.markdown import table
 from configs.schema import RunConfig
 
 INTRODUCTION = """\
@@ -106,7 +106,7 @@ def page() -> str:
         HUGGING_FACE, _keys("Key", _or_same(tables.HUGGING_FACE)),
         FEATURES, table(("What they do", "Here"), [
             (name, flag(text) if text.startswith("--") else text)
-            for name, text in tables.FEATURES.items()]),
+            for name, text in tables.FEATURES.items()]) + "\n",
     ])
 
 
@@ -160,7 +160,7 @@ def _or_same(rows: dict[str, str]) -> dict[str, str]:
 
 def _keys(head: str, rows: dict[str, str]) -> str:
     return table((head, "Here"), [(", ".join(f"`{part}`" for part in name.split(", ")), text)
-                                  for name, text in rows.items()])
+                                  for name, text in rows.items()]) + "\n"
 
 
 if __name__ == "__main__":

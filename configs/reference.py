@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from configs import clip_keys, keys, layouts, legacy, moe_keys
+from configs.markdown import table
 
 INTRODUCTION = """\
 # Keys of a run config
@@ -51,14 +52,7 @@ def page() -> str:
 def _keys(fields: dict, prefix: str = "") -> str:
     rows = [(f"`{prefix}{name}`", type_text(name, field), default_text(field), field.description)
             for name, field in fields.items()]
-    return table(("Key", "Type", "Default", "Meaning"), rows)
-
-
-def table(heads: tuple, rows: list[tuple]) -> str:
-    """A Markdown table."""
-    lines = [heads, ("---",) * len(heads), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n"
-                   for line in lines)
+    return table(("Key", "Type", "Default", "Meaning"), rows) + "\n"
 
 
 def type_text(name: str, field: FieldInfo) -> str:
@@ -102,7 +96,7 @@ def _clip() -> str:
             for name, field in clip_keys.ClipKeys.model_fields.items()]
     return ("The keys of the section, each with the kinds of model that have it "
             "(`\"clip\": {\"weight\": 0.1}` in a file, `--set clip.weight=0.1` on the command "
-            "line):\n\n" + table(("Key", "Model", "Type", "Default", "Meaning"), rows))
+            "line):\n\n" + table(("Key", "Model", "Type", "Default", "Meaning"), rows) + "\n")
 
 
 def _dimensions() -> str:
@@ -115,8 +109,8 @@ def _dimensions() -> str:
         "## Names of dimensions\n\n"
         "Rules of `layout` name these. A rule needs a mesh axis that divides the size.\n\n"
         + table(("Dimension", "Models", "Size", "What it is", "May be split"), rows)
-        + "\nTwo dimensions of one tensor cannot be split over the same mesh axis:\n\n"
-        + table(("Tensor", "Dimensions"), tensors))
+        + "\n\nTwo dimensions of one tensor cannot be split over the same mesh axis:\n\n"
+        + table(("Tensor", "Dimensions"), tensors) + "\n")
 
 
 def _legacy() -> str:
@@ -131,7 +125,8 @@ def _legacy() -> str:
         f"Values: {', '.join(values)}.\n\n"
         "Accepted and ignored, with a note:\n\n"
         + table(("Key", "Why"), [(f"`{key}`", why) for key, why in legacy.UNNEEDED.items()])
-        + "\nRefused unless off (false, 0, null or empty), since this release does not have them: "
+        + "\n\n"
+        "Refused unless off (false, 0, null or empty), since this release does not have them: "
         + ", ".join(f"`{key}`" for key in sorted(legacy.UNSUPPORTED)) + ".\n\nOther names: "
         + ", ".join(f"`{old}` is `{new}`" for old, new in legacy.RENAMED.items())
         + ". [coming-from.md](coming-from.md) has the keys of other programs.\n")

@@ -8,8 +8,9 @@ pictures_{train,val,heldout}_<i>_<records>.tfrecords (tf.train.Example: image, a
 several, the first complete; scene, JSON), captions_train.jsonl ("text": each caption of the
 pictures for training, in their order), texts_{train,val,heldout}.jsonl ("text"),
 {cloze,statements,stories}_{dev,test}.jsonl, zero_shot.jsonl with zero_shot_val.tfrecords (image,
-colour, shape), contact_sheet.png and, when all is whole, manifest.json. Some combinations of colour
-and shape occur in all pictures, but in no text save those of texts_heldout.jsonl. Pictures come in
+colour, shape), probes/<relation>/world.jsonl (in the formats of CoDa and ViComTe),
+contact_sheet.png and, when all is whole, manifest.json. Some combinations of colour and shape occur
+in all pictures, but in no text save those of texts_heldout.jsonl. Pictures come in
 groups of four; of those for training, --hard_groups are hard: they differ in one attribute.
 """
 
@@ -124,6 +125,7 @@ class Directory:
     def write_lines(self, name, values):
         """Writes a JSON line for each value; returns their number."""
         number = 0
+        self._tf.io.gfile.makedirs(os.path.dirname(self.path(name)))
         with self._tf.io.gfile.GFile(self.path(name) + ".tmp", "w") as file:
             file.write("")  # makes the file even if there are no values
             for value in values:
@@ -248,6 +250,7 @@ def contact_sheet(args):
 def run(args):
     """Makes the world that the command line describes."""
     check(args)
+    import scenes_probes
     import scenes_world
     import scenes_zero_shot
     from scenes_cloze import items
@@ -256,7 +259,7 @@ def run(args):
     from tqdm import tqdm
     directory = Directory(args.out, args.overwrite)
     encode_png = PngEncoder()
-    made = {"pictures": {}, "texts": {}, "cloze": {}, "statements": {}, "stories": {}}
+    made = {"pictures": {}, "texts": {}, "cloze": {}, "statements": {}, "stories": {}, "probes": {}}
     for what, write in (("pictures", lambda split, bar: write_pictures(
             args, directory, split, encode_png, bar)),
                         ("texts", lambda split, bar: write_texts(args, directory, split, bar))):
@@ -275,6 +278,8 @@ def run(args):
         directory.write_records(scenes_zero_shot.PICTURES, scenes_zero_shot.records(
             args.seed, args.zero_shot, args.size, encode_png))
         directory.write_lines(scenes_zero_shot.TASKS, scenes_zero_shot.tasks())
+    for name, values in scenes_probes.files().items():
+        made["probes"][name] = directory.write_lines(name, values)
     directory.write("contact_sheet.png", contact_sheet(args))
     settings = {name: getattr(args, name)
                 for name in ("seed", "size", "captions", "hard_groups", "facts")}

@@ -6,9 +6,9 @@ import os
 
 import numpy as np
 import safetensors.numpy
-from tqdm import tqdm
 
 from configs.errors import UserError
+from configs.progress import tqdm
 from configs.schema import RunConfig
 from interop import folders, hf_gpt2, hf_gpt_neo, hf_gpt_neox, hf_gptj, mapping
 from mesh.compat import tf
@@ -132,7 +132,7 @@ def _write_weights(folder, tensors, full):
         shards.append((path, list(held)))
         held.clear()
 
-    for name, values in tqdm(tensors, desc="tensors", unit="", leave=False, disable=None):
+    for name, values in tqdm(tensors, desc="tensors", unit="", leave=False):
         if held and size + values.nbytes > _SHARD:
             flush()
             size = 0

@@ -5,10 +5,10 @@ import logging
 import os
 
 import pydantic
-from tqdm import tqdm
 
 import encoders
 from configs.errors import UserError
+from configs.progress import tqdm
 from configs.schema import RunConfig
 from encoders.gpt2 import NAMES
 from interop import mapping, runs, sources, weight_files
@@ -75,7 +75,7 @@ def _read(source, model_path):
     checked = weight_files.Checked(source.path, tensors, family.IGNORED)
     weights = dict(tqdm(mapping.to_ours(rules, config, checked.take), desc="reading",
                         total=len(list(mapping.names(rules, config))), unit="tensor",
-                        disable=None, leave=False))
+                        leave=False))
     checked.end(f"a model that {settings.path} describes")
     source.tensors.clear()  # they hold what was read of the file
     facts, copies, encoder = _encoder(source, config)

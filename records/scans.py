@@ -11,8 +11,8 @@ import os
 import zlib
 
 import tensorflow.compat.v1 as tf
-from tqdm import tqdm
 
+from configs.progress import tqdm
 from records.shard import Shard, scan
 
 SCAN_FORMAT = 1
@@ -88,7 +88,7 @@ def in_threads(function, items, what):
         return []
     with concurrent.futures.ThreadPoolExecutor(min(THREADS, len(items))) as pool:
         return list(tqdm(pool.map(function, items), total=len(items), desc=what, unit="shard",
-                         delay=2, disable=None))
+                         delay=2))
 
 
 def key(path):

@@ -11,12 +11,14 @@ import requests
 PROGRAMS = [shutil.which("chromium"), shutil.which("chromedriver")]
 _FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
           "--disable-background-networking", "--disable-component-update", "--disable-sync",
-          "--hide-scrollbars", "--disable-dev-shm-usage"]
-# The page's text, that within shadow roots and of labels in pictures included.
+          "--hide-scrollbars", "--disable-dev-shm-usage", "--use-angle=swiftshader",
+          "--enable-unsafe-swiftshader"]
+# The page's text, that within shadow roots, frames and of labels in pictures included.
 _TEXT = """
 function texts(node) {
   if (node.nodeType === Node.TEXT_NODE) return node.data;
   if (['STYLE', 'SCRIPT', 'TEMPLATE'].includes(node.nodeName)) return '';
+  if (node.nodeName === 'IFRAME') return texts(node.contentDocument.body);
   const below = [...(node.shadowRoot ? node.shadowRoot.childNodes : []), ...node.childNodes];
   return below.map(texts).join('') + '\\n';
 }

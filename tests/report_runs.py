@@ -5,8 +5,10 @@ import math
 import graphs
 import numpy as np
 
+import encoders
 from configs import schema
-from training import board, checkpoints, heat_map, metrics
+from mesh.compat import tf
+from training import board, checkpoints, heat_map, metrics, projector
 
 
 def write(directory, offset=0.0, **keys):
@@ -49,3 +51,19 @@ def write(directory, offset=0.0, **keys):
         one.close()
     meter.close()
     return directory
+
+
+def project(directory):
+    """Adds what the projector shows: the tokens, and coloured squares beside their names."""
+    config = schema.load(str(directory / "config.json"))
+    random = np.random.RandomState(0)
+    with tf.Graph().as_default(), tf.Session() as session:
+        table = tf.get_variable("gpt/wte", initializer=random.randn(257, 16).astype(np.float32))
+        session.run(table.initializer)
+        checkpoint = tf.train.Saver().save(session, f"{directory}/model.ckpt", global_step=40)
+    colours = random.randint(0, 256, [300, 3]).astype(np.uint8)
+    names = ["#" + bytes(colour).hex() for colour in colours]
+    squares = np.tile(colours[:, None, None], [1, 32, 32, 1])
+    projector.write(config, checkpoint, encoders.load("byte"), [
+        projector.named("picture", names, colours / 255, squares),
+        projector.named("text", names, colours / 255 + [1, 1, 1])])

@@ -14,7 +14,11 @@ ARGS = argparse.Namespace(sizes=["4x128"], texts=[600], rows=["gpt", "gptc"], se
 
 def line(step, loss, answers):
     part = {"acc": 0.25, "answer_loss": answers}
+    told = {"acc": answers / 8, "untold": {"acc": answers / 16}}
     return {"step": step, "eval_loss": loss, "bits_per_decoded_byte": loss / 2, "tasks": {
+        "coda_world": {"acc": 0.5, "spearman": loss / 4, "untold": {"acc": 0.25}},
+        "color_world": told, "shape_world": told, "size_larger_world": {"acc": 0.5},
+        "size_smaller_world": {"acc": 0.75},
         "stories_test": {**part, "untold": part}, "statements_test": part,
         "cloze_test": {"acc": 0.5},
         "texts_heldout": {"bits_per_decoded_byte": 0.75}}}
@@ -43,9 +47,14 @@ def test_the_evaluation_of_the_least_validation_loss_counts(results):
 
 def test_the_table_has_means_spread_and_changes_by_seed(results):
     text = clip_experiment_report.write(ARGS, str(results))
-    plain, supervised = (row.split(" | ") for row in text.splitlines() if row.startswith("| GPT"))
+    plain, supervised, *probes = (row.split(" | ") for row in text.splitlines()
+                                  if row.startswith("| GPT"))
     assert plain[1:3] == ["200", "2.100 ± 0.141"] and plain[5] == "4.20 ± 0.28"
     assert supervised[2] == "2.120 ± 0.311" and supervised[5] == "3.40 ± 0.57"
+    same = ["0.500 ± 0.000 (0.250 ± 0.000)", "0.500 ± 0.000", "0.750 ± 0.000 |"]
+    for row, coda, pairs in zip(probes, ("0.525 ± 0.035 (–)", "0.530 ± 0.078 (–)"), (
+            "0.525 ± 0.035 (0.263 ± 0.018)", "0.425 ± 0.071 (0.212 ± 0.035)"), strict=True):
+        assert row[1:] == [coda, same[0], pairs, pairs, *same[1:]]
     # −1.0 and −0.6: mean −0.8, standard error 0.2.
     assert "nats -0.800 ± 0.200 (standard error), by seed -1.00 -0.60" in text
     assert "nats +0.020 ± 0.120 (standard error), by seed -0.10 +0.14" in text
@@ -78,7 +87,7 @@ def test_every_row_asks_for_what_main_takes(tmp_path):
         values = [change for change in changes if not change.startswith("datasets=")]
         found = schema.load(config, values)
         assert found.seed == 2 and found.n_layer == 2 and found.train_steps == 250
-        assert len(found.eval_tasks) == 4
+        assert len(found.eval_tasks) == 9
         assert found.model == ("GPT" if row in ("gpt", "gpt_bytes") else "gpt_c")
         if found.model == "gpt_c":
             assert os.path.basename(found.clip.student) == {

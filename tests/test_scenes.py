@@ -30,7 +30,8 @@ def run(out, *flags):
 
 
 def files(directory):
-    return {name: (directory / name).read_bytes() for name in os.listdir(directory)}
+    return {path.relative_to(directory).as_posix(): path.read_bytes()
+            for path in directory.rglob("*") if path.is_file()}
 
 
 def records(path):
@@ -64,7 +65,9 @@ def test_files_hold_what_the_manifest_says(world):
         made = [json.loads(line) for line in (world / f"cloze_{split}.jsonl").open()]
         assert len(made) == manifest["cloze"][split]["items"] > 20
         names |= {f"{what}_{split}.jsonl" for what in ("cloze", "statements", "stories")}
-    assert names == set(os.listdir(world))
+    for name, number in manifest["probes"].items():
+        assert len((world / name).read_text().splitlines()) == number > 10
+    assert names | set(manifest["probes"]) == set(files(world))
     assert [tuple(pair) for pair in manifest["held_out"]] == scenes_world.held_out()
     assert len(manifest["pictures"]["train"]) == 3
     assert (manifest["hard_groups"], manifest["group"]) == (0.5, 4)

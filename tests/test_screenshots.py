@@ -10,9 +10,10 @@ import browser
 import pytest
 import report_runs
 from PIL import Image
-from tensorboard import default, program
+from tensorboard import program
 
 import main
+from training import open_board
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not all(browser.PROGRAMS),
@@ -24,13 +25,14 @@ def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs")
     for name, offset in (("gpt", 0.0), ("gptc", -0.25)):
         report_runs.write(directory / name, offset)
+    report_runs.project(directory / "gptc")
     return directory
 
 
 @pytest.fixture(scope="module")
 def board(runs):
     """The address of a TensorBoard of the runs, which ends with this process."""
-    server = program.TensorBoard(default.get_plugins())
+    server = program.TensorBoard(open_board.plugins())
     server.configure(argv=[None, "--logdir", str(runs), "--port", "0", "--host", "127.0.0.1",
                            "--load_fast", "false", "--reload_interval", "1"])
     return server.launch()
@@ -62,15 +64,16 @@ def look(window, tmp_path):
 
 
 @pytest.mark.parametrize("page, wanted", [
-    ("custom_scalars", ["Loss: training and evaluation", "language model (nats per token)",
-                        "bits per byte", "gpt/eval", "gptc/eval"]),
+    ("", ["Loss: training and evaluation", "language model (nats per token)", "bits per byte",
+          "gpt/eval", "gptc/eval"]),  # the page on which it opens
     ("scalars", ["gptc/eval", "loss", "learning_rate", "perplexity"]),
     ("text", ["config", "sample"]),
     ("images", ["probe"]),
     ("hparams", ["train_batch_size", "eval loss/lm", "n_embd"]),
+    ("projector", ["clip, step 40", "Points: 600", "Label by", "what"]),
 ])
 def test_tensorboard(board, look, page, wanted):
-    look(f"{board}#{page}", f"tensorboard_{page}", wanted)
+    look(f"{board}#{page}" if page else board, f"tensorboard_{page or 'opened'}", wanted)
 
 
 @pytest.mark.parametrize("name, size", [("page", (1100, 2200)), ("phone", (500, 2200))])

@@ -134,8 +134,8 @@ def test_a_search_that_was_killed_goes_on(tmp_path, capsys, monkeypatch):
     page = open(found["html"], encoding="utf-8").read()
     assert found["layout"] in page and "data:image/png;base64" in page
     events = EventAccumulator(found["html"].rpartition("/")[0]).Reload()
-    [image] = events.Images("layouts")
-    assert image.encoded_image_string == open(found["png"], "rb").read()
+    shown, = events.Tensors("layouts")
+    assert shown.tensor_proto.string_val[2] == open(found["png"], "rb").read()
     # A model of one layer is compiled whole: what preflight says of it is the same.
     whole = jobs.here(capsys, path, "--preflight", "v3-8").summary
     assert found["own"]["hbm_gib"] == pytest.approx(whole["hbm_gib"], abs=1e-4)

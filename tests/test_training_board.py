@@ -1,16 +1,21 @@
 """What TensorBoard shows of a run as a whole, read by TensorBoard's own code."""
 
 import re
+import subprocess
+import sys
+import time
 import types
 
 import graphs
 import jobs
 import pytest
+import requests
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
+from tfrecord_runs import ROOT
 
-from configs import schema
+from configs import markdown, schema
 from mesh.compat import tf
 from training import board, flops, groups, metrics
 
@@ -67,7 +72,7 @@ def test_tables_of_config_mesh_and_data(run):
 
 
 def test_cells_of_a_table_do_not_end_it():
-    assert board.table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
+    assert markdown.table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
 
 
 def test_the_layout_is_a_picture(run, events):
@@ -119,3 +124,22 @@ def test_a_loss_that_is_no_likelihood_has_no_perplexity(tmp_path):
 
 def some_facts():
     return types.SimpleNamespace(tokens=1, bytes=1, decoded_bytes=1, windows=None)
+
+
+def test_tensorboard_opens_on_the_page_of_curves(run):
+    """It opens on the first page of its list that is enabled."""
+    command = [sys.executable, "-m", "training.open_board", "--logdir", run.model_path,
+               "--port", "0", "--host", "127.0.0.1", "--load_fast", "false"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = next(filter(None, (re.search(r"http://\S+", line) for line in server.stderr)))
+            session = requests.Session()
+            session.trust_env = False
+            until, first = time.monotonic() + 60, None
+            while first != "custom_scalars" and time.monotonic() < until:
+                listed = session.get(f"{address[0]}data/plugins_listing", timeout=60).json()
+                first = next((name for name, facts in listed.items() if facts["enabled"]), None)
+                time.sleep(0.5)
+            assert first == "custom_scalars" and {"timeseries", "projector"} < set(listed)
+        finally:
+            server.terminate()

@@ -8,7 +8,9 @@ import clip_runs
 import jobs
 import numpy as np
 import picture_shards
+import projected
 import pytest
+import scalar_names
 from PIL import Image
 
 import encoders
@@ -164,6 +166,12 @@ def test_pictures_and_texts_find_each_other_as_often_as_training_says(trained):
     assert result.summary["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     with pytest.raises(UserError, match=r"reads pictures of \[8, 8, 3\], not \[9, 8, 3\]"):
         made.pictures(np.zeros([1, 9, 8, 3], np.uint8))
+
+
+def test_names_of_scalars(trained, student):
+    zero_shot = [f"zero_shot/{task}{of}" for task in LABELS for of in ("", "/chance")]
+    scalar_names.check("clip", schema.load(trained[0]).model_path, zero_shot)
+    scalar_names.check("student", schema.load(student[0]).model_path, ["probe/correlation"])
 
 
 def test_zero_shot_equals_numpy(trained):
@@ -340,6 +348,36 @@ def test_a_new_run_deletes_the_probes_of_the_old(student, tmp_path, capsys):
     jobs.here(capsys, path, "--model_path", tmp_path / "run", "--set", "eval_steps=0", "--new",
               "--yes")
     assert not (tmp_path / "run" / "probe_1.png").exists()
+
+
+def test_the_projector_shows_a_student_beside_its_teacher(student):
+    path, _, teacher = student
+    config = schema.load(path)
+    shown = projected.Space(config.model_path, "clip, step 3")
+    wanted = [embedder.Embedder(schema.load(f"{run}/config.json"), BYTE).texts(WORDS)
+              for run in (teacher, config.model_path)]
+    np.testing.assert_allclose(shown.vectors, np.concatenate(wanted), atol=1e-4)
+    assert shown.labels == [["text", "what"], *([word, kind] for kind in ("teacher", "student")
+                                               for word in WORDS)]
+    assert shown.pictures is None
+
+
+def test_the_projector_shows_pictures_and_captions(trained):
+    """Read as a browser asks TensorBoard for it."""
+    path, _, _ = trained
+    config = schema.load(path)
+    shown = projected.Space(config.model_path, "clip, step 4")
+    made = embedder.Embedder(config, BYTE)
+    captions = [picture_shards.captions(n)[0] for n in range(100, 110)]
+    wanted = [made.texts(WORDS), made.pictures(pixels(range(100, 110))), made.texts(captions)]
+    np.testing.assert_allclose(shown.vectors, np.concatenate(wanted), atol=1e-4)
+    assert shown.labels == [["text", "what"], *([word, "text"] for word in WORDS),
+                            *([text, what] for what in ("picture", "text") for text in captions)]
+    np.testing.assert_array_equal(shown.pictures[5:15], pixels(range(100, 110)))
+    assert len(shown.pictures) == 25 and len(np.unique(shown.pictures[:5])) == 2
+    tokens = projected.Space(config.model_path, "tokens, step 4")
+    np.testing.assert_allclose(
+        tokens.vectors, jobs.weights(config.model_path)["clip_text/wte"][:257], rtol=1e-4)
 
 
 @pytest.mark.parametrize(("words", "message"), [

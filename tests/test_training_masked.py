@@ -8,6 +8,7 @@ import graphs
 import jobs
 import numpy as np
 import pytest
+import scalar_names
 
 from configs import schema
 from configs.errors import UserError
@@ -185,12 +186,13 @@ KEYS = dict(mlm_training=True, mlm_mask_prob=0.3, mlm_random_token_prob=0.1)
 
 def test_meshes_and_microbatches_and_resuming_give_the_same(tmp_path, capsys):
     data = jobs.dataset(tmp_path)
-    names = {"one": {}, "mesh": dict(mesh_shape="x:2", layout="batch:x"),
+    names = {"one": dict(eval_steps=1), "mesh": dict(mesh_shape="x:2", layout="batch:x"),
              "micro": dict(tokens_per_mb_per_replica=16, mesh_shape="x:2", layout="heads:x"),
              "stopped": dict(steps_per_checkpoint=2)}
     for name, keys in names.items():
         path = jobs.config(tmp_path, data, name=name, **KEYS, **keys)
         assert jobs.here(capsys, path).summary["step"] == 4
+    scalar_names.check("masked", str(tmp_path / "one"))
     one = jobs.losses(tmp_path / "one")
     for name in ("mesh", "micro"):
         np.testing.assert_allclose(jobs.losses(tmp_path / name), one, rtol=1e-5)

@@ -4,6 +4,7 @@ import clip_runs
 import jobs
 import numpy as np
 import pytest
+import scalar_names
 
 import inputs
 from configs import schema
@@ -99,6 +100,7 @@ def trained(place, tmp_path_factory):
 def test_it_trains_without_a_teacher_to_outputs_of_mean_0_and_variance_1(trained):
     path, summary = trained
     line, = jobs.metrics(summary["model_path"])
+    scalar_names.check("text_student", summary["model_path"])
     assert line["eval_loss"] < 4 < np.log(257)
     assert line["loss/moments"] < 0.15
     assert not {"r2_windows", "probe/correlation", "retrieval"} & line.keys()
@@ -115,9 +117,10 @@ def test_it_trains_without_a_teacher_to_outputs_of_mean_0_and_variance_1(trained
 def test_a_gpt_c_takes_it_without_its_head(place, trained, tmp_path, capsys, mode):
     student = trained[1]["model_path"]
     assert "text_head/projection/kernel" in jobs.weights(student)
-    path = jobs.config(tmp_path, place[1], model="gpt_c", train_steps=2, n_ctx=8,
+    path = jobs.config(tmp_path, place[1], model="gpt_c", train_steps=2, n_ctx=8, eval_steps=1,
                        clip={"student": student, "mode": mode})
     assert jobs.here(capsys, path).summary["step"] == 2
+    scalar_names.check("gpt_c" if mode == "loss" else "gpt_c input", str(tmp_path / "run"))
     taken = frozen.of_run(schema.load(path))
     assert taken.checkpoint.startswith(str(tmp_path / "run" / "student"))
     own = jobs.weights(str(tmp_path / "run"))

@@ -3,10 +3,9 @@
 import json
 import logging
 
-from tqdm import tqdm
-
 from configs import layout_choices, layouts
 from configs.errors import UserError
+from configs.progress import tqdm
 from mesh import auto_layout, tpus
 from mesh.compat import tf
 from training import checkpoints, proxies

@@ -4,6 +4,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
 from tensorboard.plugins.hparams import summary_v2 as hparams
 
+from configs.markdown import table
 from training import heat_map, layout_picture, placed
 
 # The keys by which runs are compared, beside those that a run sets of its own.
@@ -15,30 +16,43 @@ _COMPARED_CLIP = ("mode", "loss", "weight", "layer")
 _METRICS = (("loss/lm", "eval"), ("bits_per_byte", "eval"), ("perplexity", "eval"),
             ("loss/clip", "eval"), ("loss", "eval"), ("loss", ""), ("tokens_per_second", ""))
 
-# The custom-scalars page: by heading, charts with the tags that they show, as patterns.
+# The custom-scalars page: by heading, charts with the kind of run that has them ("" for all) and a
+# pattern of the tags that they show.
 PAGE = {
     "Loss: training and evaluation": {
-        "language model (nats per token)": ["loss/lm"],
-        "CLIP supervision": ["loss/clip"],
-        "perplexity": ["perplexity"],
-        "bits per byte": ["bits_per_byte"],
-        "what is optimised": ["loss"],
+        "language model (nats per token)": ("language", "loss/lm"),
+        "masked language model (nats per masked token)": ("masked", "loss/mlm"),
+        "CLIP supervision": ("supervised", "loss/clip"),
+        "CLIP: pictures and captions": ("clip", "loss/contrastive"),
+        "student against its teacher": ("student", "loss/(windows|beyond)_.*"),
+        "perplexity": ("language", "perplexity"),
+        "perplexity of masked tokens": ("masked", "mlm_perplexity"),
+        "bits per byte": ("language", "bits_per_byte"),
+        "other loss terms": ("terms", "loss/(z|moe_.*|moments)"),
+        "what is optimised": ("", "loss"),
     },
     "Optimisation": {
-        "learning rate": ["learning_rate"],
-        "gradient norm, before clipping": ["gradient_norm"],
-        "gradient norms by group": ["gradient_norm/.*"],
-        "parameter norms by group": ["parameter_norm/.*"],
-        "weights of loss terms": ["weight/.*"],
+        "learning rate": ("", "learning_rate"),
+        "gradient norm, before clipping": ("", "gradient_norm"),
+        "gradient norms by group": ("", "gradient_norm/.*"),
+        "parameter norms by group": ("", "parameter_norm/.*"),
+        "weights of loss terms": ("supervised", "weight/.*"),
     },
     "Speed and data": {
-        "tokens a second": ["tokens_per_second"],
-        "model FLOPs utilisation": ["mfu"],
-        "epochs of the data": ["epoch"],
+        "tokens a second": ("", "tokens_per_second"),
+        "model FLOPs utilisation": ("language", "mfu"),
+        "epochs of the data": ("", "epoch"),
     },
     "Evaluation": {
-        "tasks: accuracy": ["tasks/[^/]*/acc"],
-        "CLIP: zero-shot, probe, cosine": ["zero_shot/.*", "probe/.*", "clip_cosine"],
+        "tasks: accuracy": ("language", "tasks/[^/]*/acc"),
+        "tasks: rank correlation with how things look": ("language", "tasks/[^/]*/spearman"),
+        "how well the student is predicted: cosine": ("supervised", "clip_cosine"),
+        "captions and pictures that find each other": (
+            "clip", "(caption_to_picture|picture_to_caption)"),
+        "zero-shot accuracy": ("clip", "zero_shot/[^/]*"),
+        "student and teacher: R², cosine, correlation of probe words": (
+            "student", "(r2_.*|cosine_.*|probe/.*)"),
+        "masked tokens: accuracy": ("masked", "mlm_accuracy"),
     },
 }
 
@@ -55,21 +69,13 @@ def begin(writer, config, facts, step):
     writer.text("config", table(["key", "value", "from"], config.rows()), step)
     writer.text("mesh", mesh_table(config), step)
     writer.text("data", data_table(config, facts), step)
-    writer.summary(page())
+    writer.summary(page(config))
     compared = hyperparameters(config)
     writer.summary(hparams.hparams_config_pb(
         [hparams.HParam(name) for name in compared],
         [hparams.Metric(name, group=group, display_name=f"{group or 'train'} {name}")
          for name, group in _METRICS]))
     writer.summary(hparams.hparams_pb(compared, trial_id=config.model_path))
-
-
-def table(heads, rows):
-    """A Markdown table; | in a cell does not end it."""
-    def line(cells):
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join(map(line, [heads, ["---"] * len(heads), *rows]))
 
 
 def mesh_table(config):
@@ -95,13 +101,37 @@ def _count(number):
     return "-" if number is None else f"{number:,}"
 
 
-def page():
-    """The Summary of a custom-scalars page: the curves of PAGE, all runs in each chart."""
+def page(config):
+    """The Summary of a custom-scalars page: the charts of PAGE that a run has curves for.
+
+    TensorBoard joins the pages of several runs.
+    """
+    kinds = _kinds(config)
+    shown = {heading: {title: tag for title, (kind, tag) in charts.items() if kind in kinds}
+             for heading, charts in PAGE.items()}
     return custom_scalar.pb(layout_pb2.Layout(category=[
         layout_pb2.Category(title=heading, chart=[
             layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(
-                tag=[f"^{tag}$" for tag in tags])) for title, tags in charts.items()])
-        for heading, charts in PAGE.items()]))
+                tag=[f"^{tag}$"])) for title, tag in charts.items()])
+        for heading, charts in shown.items()]))
+
+
+def _kinds(config):
+    """What PAGE calls a run."""
+    kinds = {""}
+    if config.model == "clip":
+        kinds.add("clip")
+    elif config.mlm_training:
+        kinds.add("masked")
+    elif config.model != "clip_student" or config.text_only:
+        kinds.add("language")
+    if config.model == "clip_student" and not config.text_only:
+        kinds.add("student")
+    if config.model == "gpt_c" and config.clip.mode == "loss" and config.clip.weight:
+        kinds.add("supervised")
+    if config.z_loss or config.moe_layers or config.text_only:
+        kinds.add("terms")
+    return kinds
 
 
 def hyperparameters(config):

@@ -24,7 +24,8 @@ _HERE = "{model_path}"
 _OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
               "wandb", "wandb.json",
               "metrics.jsonl", "bad_steps.jsonl", "config.json", keeping.SCORES, "teacher",
-              "student", "encoder", "init", "probe_*.png", _FILE)
+              "student", "encoder", "init", "probe_*.png", "projector",
+              "projector_config.pbtxt", _FILE)
 
 
 @dataclasses.dataclass
@@ -271,16 +272,26 @@ def check_fits(config, record, encoder=None):
             "that encoder, or another --model_path")
 
 
-def encoder_of(config, facts=None):
+def encoder_of(config, facts=None, needed=True):
     """The encoder that the run's weights are trained with.
 
     Args:
       config: the run's config.
       facts: what is known of it, a dict with spec and hash; by default what run.json says.
+      needed: otherwise None is returned instead of an error.
 
     Raises:
       UserError: if it is not known or has changed since.
     """
+    try:
+        return _encoder_of(config, facts)
+    except UserError:
+        if needed:
+            raise
+        return None
+
+
+def _encoder_of(config, facts):
     if facts is None:
         record = read_record(config.model_path)
         facts = record.encoder if record else {}

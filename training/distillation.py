@@ -16,6 +16,7 @@ import numpy as np
 
 import inputs
 from configs.errors import UserError
+from configs.progress import tqdm
 from mesh import devices, random
 from mesh.compat import mtf, tf
 from mesh.slices import local
@@ -185,12 +186,15 @@ class Distillation(Objective):
 
     def _set_statistics(self, session, moments, step, counts):
         totals, count, number = np.zeros([2, self.sizes.out]), 0, 0
+        bar = tqdm(total=_MEASURED, desc="measuring the teacher", unit="text", leave=False)
         while count < _MEASURED:
             # Each part weighs the same, however many targets it has.
             for (first, second), size in zip(session.run(moments, {step: number}), counts,
                                              strict=True):
                 totals += np.stack([first, second]).astype(np.float64) / size
             number, count = number + 1, count + sum(counts)
+            bar.update(sum(counts))
+        bar.close()
         mean, square = totals / (number * len(counts))
         self.mean = mean.astype(np.float32)
         self.deviation = np.sqrt(np.maximum(square - mean ** 2, 1e-8)).astype(np.float32)

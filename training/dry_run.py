@@ -7,9 +7,9 @@ import statistics
 import time
 
 import psutil
-from tqdm import tqdm
 
 import inputs
+from configs.progress import tqdm
 from mesh import devices
 from mesh.compat import mtf, tf
 from training import checkpoints, frozen, keeping, model_fn, objectives
@@ -107,7 +107,7 @@ def _measure(config, objective, found):
 
 def _timed(session, fetches):
     seconds, until = [], None
-    with tqdm(total=_STEPS, desc="measuring", unit="step", disable=None, leave=False) as bar:
+    with tqdm(total=_STEPS, desc="measuring", unit="step", leave=False) as bar:
         session.run(fetches)
         until = time.monotonic() + _SECONDS
         while len(seconds) < _STEPS and (not seconds or time.monotonic() < until):

@@ -6,6 +6,7 @@ Models of kind clip embed texts and pictures; a clip_student embeds texts, at ea
 import numpy as np
 
 from configs.errors import UserError
+from configs.progress import tqdm
 from mesh import devices
 from mesh.compat import mtf, tf
 from models import clip, clip_image, layers
@@ -78,7 +79,11 @@ class Embedder:
         """
         if self.config.model == "clip_student":
             return np.stack([rows[-1] for rows in self.each_token(texts)])
-        encoded = self._encode(texts)
+        return self.captions(self._encode(texts))
+
+    def captions(self, encoded):
+        """Embeddings of a clip model of texts that are encoded already: lists of ids, as `texts`.
+        """
         tokens = np.zeros([len(encoded), self._length + 2], np.int32)
         for row, ids in zip(tokens, encoded, strict=True):
             row[:len(ids) + 2] = [self._sizes.start_id, *ids, self._sizes.end_id]
@@ -142,7 +147,8 @@ class Embedder:
         """Runs the session on some rows after the others; the last ones are filled up."""
         size, found = self._rows, []
         count = len(next(iter(values.values())))
-        for first in range(0, count, size):
+        for first in tqdm(range(0, count, size), desc="embedding", unit="batch", leave=False,
+                          delay=2):
             part = {feed: x[first:first + size] for feed, x in values.items()}
             part = {feed: np.concatenate([x, np.zeros([size - len(x), *x.shape[1:]], x.dtype)])
                     for feed, x in part.items()}

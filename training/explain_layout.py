@@ -12,7 +12,7 @@ from training import checkpoints, heat_map, layout_picture, placed, proxies
 
 # Layers repeat: the collectives of more of them are the same again.
 _LAYERS = 2
-STYLE = ("body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}"
+_STYLE = ("body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}"
           "td,th{border:1px solid #bbb;padding:2px 8px;text-align:left;vertical-align:top}")
 
 
@@ -43,7 +43,7 @@ def run(config, directory):
     picture = heat_map.png(layout_picture.draw(config, found))
     tf.io.gfile.makedirs(directory)
     paths = [os.path.join(directory, name) for name in ("layout.html", "layout.png")]
-    checkpoints.write_text(paths[0], page(config, found, talk, small.n_layer, picture))
+    checkpoints.write_text(paths[0], _page(config, found, talk, small.n_layer, picture))
     heat_map.write(paths[1], picture)
     logging.info("wrote %s and %s", *paths)
     print(json.dumps({"weight_bytes_per_core": of_weights, "html": paths[0], "png": paths[1]}),
@@ -72,22 +72,34 @@ def table(rows):
                                zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def page(config, weights, talk, layers, picture):
-    """The whole as one HTML page, the picture inside."""
-    def rows(found):
-        return "".join("<tr>" + "".join(f"<td>{x}</td>" for x in row) + "</tr>" for row in found)
+def page(title, picture, tables):
+    """An HTML page.
 
-    def heads(names):
-        return "<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in names) + "</tr>"
+    Args:
+      title: its heading.
+      picture: the bytes of a PNG, which are held inside.
+      tables: (heading, names of columns, rows) of each table. Cells are HTML, other texts are not.
+    """
+    def row(cells, kind):
+        return "<tr>" + "".join(f"<{kind}>{cell}</{kind}>" for cell in cells) + "</tr>"
 
+    shown = "".join(
+        f"<h2>{html.escape(heading)}</h2><table>{row(map(html.escape, names), 'th')}"
+        f"{''.join(row(cells, 'td') for cells in rows)}</table>"
+        for heading, names, rows in tables)
+    title = html.escape(title)
+    return (f"<!DOCTYPE html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+            f"<h1>{title}</h1><img src='data:image/png;base64,"
+            f"{base64.b64encode(picture).decode()}'>{shown}")
+
+
+def _page(config, weights, talk, layers, picture):
+    """The whole as one HTML page."""
     of_weights = [[*map(html.escape, x.row()),
                    f"<details><summary>cores</summary>{'<br>'.join(x.places())}</details>"]
                   for x in weights]
-    title = html.escape(f"mesh_shape {config.mesh_shape or 'of one core'}, "
-                        f"layout {config.layout or 'none'}")
-    return (f"<!DOCTYPE html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-            f"<h1>{title}</h1><img src='data:image/png;base64,"
-            f"{base64.b64encode(picture).decode()}'><h2>Weights</h2>"
-            f"<table>{heads([*HEADINGS, 'where'])}{rows(of_weights)}</table>"
-            f"<h2>Collectives of one core, in a step of {layers} of {config.n_layer} layers</h2>"
-            f"<table>{heads(_TALK)}{rows([[*map(html.escape, row)] for row in talk])}</table>")
+    return page(f"mesh_shape {config.mesh_shape or 'of one core'}, layout "
+                f"{config.layout or 'none'}", picture, [
+                    ("Weights", [*HEADINGS, "where"], of_weights),
+                    (f"Collectives of one core, in a step of {layers} of {config.n_layer} layers",
+                     _TALK, [[*map(html.escape, row)] for row in talk])])

@@ -1,7 +1,7 @@
 """What an evaluation measures beside the objective's scores: items, zero-shot, probe words."""
 
 from configs.errors import UserError
-from training import checkpoints, embedder, probe, tasks, zero_shot
+from training import checkpoints, embedder, probe, projector, tasks, zero_shot
 
 
 class Gauges:
@@ -20,12 +20,11 @@ class Gauges:
     """
 
     def __init__(self, config, encoder_facts, taken):
-        self._config, self._taken, self._embedder, self._probe = config, taken, None, None
+        self._config, self._taken = config, taken
+        self._embedder = self._probe = self._pairs = None
         keys = config.clip
-        if not (config.eval_tasks or keys.zero_shot or keys.probe_words):
-            self._encoder = self._tasks = self._zero_shot = None
-            return
-        self._encoder = checkpoints.encoder_of(config, encoder_facts)
+        needed = bool(config.eval_tasks or keys.zero_shot or keys.probe_words)
+        self._encoder = checkpoints.encoder_of(config, encoder_facts, needed)
         self._tasks = tasks.Tasks(config, self._encoder) if config.eval_tasks else None
         self._zero_shot = (zero_shot.ZeroShot(keys.zero_shot, keys.image_size)
                            if keys.zero_shot else None)
@@ -42,6 +41,15 @@ class Gauges:
                 found |= self._probe.scores(self._embedder)
         return found
 
+    def project(self):
+        """Writes what TensorBoard's projector shows of the newest checkpoint, after `scores`."""
+        points, config = list(self._probe.points) if self._probe else [], self._config
+        if config.model == "clip" and self._encoder:
+            if not self._texts():
+                self._load()
+            points += self._pairs.points(self._embedder)
+        projector.write(config, checkpoints.require_latest(config), self._encoder, points)
+
     @property
     def shown(self):
         """The scores that a line on the terminal names."""
@@ -54,7 +62,7 @@ class Gauges:
         return {"probe": self._probe.drawn} if self._probe else {}
 
     def _texts(self):
-        """(key, text) of every text that will be embedded."""
+        """(key, text) of every text that will be embedded for its scores."""
         zero_shot_texts = self._zero_shot.prompts if self._zero_shot else []
         return ([("clip.zero_shot", text) for text in zero_shot_texts]
                 + [("clip.probe_words", text) for text in self._config.clip.probe_words])
@@ -78,6 +86,10 @@ class Gauges:
         if self._embedder:
             self._embedder.reload()
             return
-        self._embedder = embedder.Embedder(self._config, self._encoder, self._longest)
+        longest = self._longest
+        if self._config.model == "clip":
+            self._pairs = projector.Pairs(self._config)
+            longest = max(longest, self._pairs.longest)
+        self._embedder = embedder.Embedder(self._config, self._encoder, longest)
         if self._config.clip.probe_words:
             self._probe = probe.Probe(self._config, self._taken, self._encoder)

@@ -3,9 +3,8 @@
 import os
 import time
 
-from tqdm import tqdm
-
 from configs.errors import UserError
+from configs.progress import tqdm
 from mesh.compat import tf
 from training import keeping, retrying
 
@@ -181,7 +180,7 @@ class Bar(tf.train.SessionRunHook):
         self.seconds = 0.0
 
     def after_create_session(self, session, coord):
-        self._bar = tqdm(total=self._total, desc=self._description, disable=None, leave=False)
+        self._bar = tqdm(total=self._total, desc=self._description, leave=False)
         self._began = time.monotonic()
 
     def after_run(self, run_context, run_values):

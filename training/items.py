@@ -110,7 +110,7 @@ def _item(line, place):
         answer = _answer(values.get(keys["answer"]), texts, place)
     else:
         texts = (_text(values, kind, place),)
-    return Item(kind, place, prefix, texts, answer, _parts(values, place))
+    return Item(kind, place, prefix, texts, answer, parts_of(values, place))
 
 
 def _text(values, key, place, empty=False, of=""):
@@ -134,15 +134,20 @@ def _answer(answer, choices, place):
                         f"the choices nor a number from 0 to {len(choices) - 1}")
 
 
-def _parts(values, place):
-    parts = []
+def parts_of(values, place):
+    """The names of the parts that hold a line of a file, as Item has them.
+
+    Raises:
+      UserError: `told` or `about` is none.
+    """
+    found = []
     if "told" in values:
         if not isinstance(values["told"], bool):
             raise _error(place, "told must be true or false")
-        parts.append(("told",) if values["told"] else ("untold",))
+        found.append(("told",) if values["told"] else ("untold",))
     if "about" in values:
-        parts.append(("about", _text(values, "about", place)))
-    return tuple(parts)
+        found.append(("about", _text(values, "about", place)))
+    return tuple(found)
 
 
 def rows(item, encoder, n_ctx, begins=False):

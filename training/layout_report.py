@@ -1,11 +1,9 @@
 """What --search_layouts shows: a table, a page and a picture of step time against memory."""
 
-import base64
 import html
 import os
 
-from mesh.compat import tf
-from training import checkpoints, explain_layout, heat_map
+from training import checkpoints, explain_layout, heat_map, metrics
 
 _GIB = 2 ** 30
 _HEADINGS = ["mesh_shape", "layout", "step s", "GiB a core", "fits", "by arithmetic s", "GiB", ""]
@@ -31,9 +29,12 @@ def write(directory, tpu, chosen, listed):
     print(explain_layout.table([_HEADINGS, *rows]))
     picture = heat_map.png(_draw(title, tpu, chosen, listed))
     paths = {kind: os.path.join(directory, f"layouts.{kind}") for kind in ("html", "png")}
-    checkpoints.write_text(paths["html"], _page(title, rows, picture))
+    checkpoints.write_text(paths["html"], explain_layout.page(title, picture, [
+        ("Layouts", _HEADINGS, [[*map(html.escape, row)] for row in rows])]))
     heat_map.write(paths["png"], picture)
-    _to_tensorboard(directory, picture)
+    writer = metrics.Writer(directory)
+    writer.picture("layouts", picture, 0)
+    writer.close()
     return paths
 
 
@@ -84,20 +85,3 @@ def _draw(title, tpu, chosen, listed):
     axes.set_title(title, fontsize=10)
     axes.legend()
     return drawn
-
-
-def _page(title, rows, picture):
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>"
-                    for row in rows)
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in _HEADINGS)
-    return (f"<!DOCTYPE html><meta charset=utf-8><title>{html.escape(title)}</title>"
-            f"<style>{explain_layout.STYLE}</style><h1>{html.escape(title)}</h1>"
-            f"<img src='data:image/png;base64,{base64.b64encode(picture).decode()}'>"
-            f"<table><tr>{heads}</tr>{cells}</table>")
-
-
-def _to_tensorboard(directory, picture):
-    """The picture as an image summary."""
-    image = tf.Summary.Image(encoded_image_string=picture, width=900, height=600, colorspace=4)
-    with tf.Graph().as_default(), tf.summary.FileWriter(directory) as writer:
-        writer.add_summary(tf.Summary(value=[tf.Summary.Value(tag="layouts", image=image)]), 0)

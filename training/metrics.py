@@ -10,10 +10,10 @@ import time
 from tensorboard.plugins.image.metadata import create_summary_metadata
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
-from tqdm import tqdm
 
 from configs.errors import UserError
 from configs.layouts import LANGUAGE_MODELS
+from configs.progress import tqdm
 from mesh.compat import tf
 from training import board, flops, keeping, retrying
 
@@ -171,7 +171,7 @@ class Meter:
         self._step = self._time = None
         self._measured_steps = self._measured_seconds = 0
         self.loss = None
-        self._bar = tqdm(total=config.train_steps, unit="step", disable=None, leave=False)
+        self._bar = tqdm(total=config.train_steps, unit="step", leave=False)
 
     @property
     def tokens_per_second(self):

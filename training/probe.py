@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from mesh.compat import tf
-from training import heat_map, keeping
+from training import heat_map, keeping, projector
 from training.embedder import Embedder, unit
 
 
@@ -17,11 +17,15 @@ class Probe:
       config: the run's config.
       taken: a student's training.frozen.Frozen teacher, or None.
       encoder: the encoder of the run's weights.
+
+    Attributes:
+      drawn: the PNG of what `scores` has last compared, or None.
+      points: the same as training.projector.Points.
     """
 
     def __init__(self, config, taken, encoder):
         self._config, self._words = config, config.clip.probe_words
-        self.drawn = None
+        self.drawn, self.points = None, []
         self._teacher = taken and self._of_teacher(taken, encoder)
 
     def _of_teacher(self, taken, encoder):
@@ -52,9 +56,12 @@ class Probe:
         found = embedder.texts(self._words)
         if self._teacher is None:
             scores = {}
+            self.points = [projector.named("text", self._words, found)]
             self._draw({"CLIP's text tower": cosines(found - found.mean(axis=0))},
                        "cosines of embeddings less their mean", step)
         else:
+            self.points = [projector.named("teacher", self._words, self._teacher),
+                           projector.named("student", self._words, found)]
             mean = embedder.target_mean
             panels = {"teacher": cosines(self._teacher - mean), "student": cosines(found - mean)}
             correlation = correlate(*panels.values())

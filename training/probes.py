@@ -175,7 +175,8 @@ def _pair(values, name, place):
     subject, *pair = (_text(values, key, place) for key in ("sub", "obj", "alt"))
     if pair[0] == pair[1]:
         raise _error(place, f"obj and alt are both {pair[0]!r}")
-    return [Probe(place, _filled(name, subject), tuple(pair), (1.0, 0.0), False, ())]
+    return [Probe(place, _filled(name, subject), tuple(pair), (1.0, 0.0), False,
+                  items.parts_of(values, place))]
 
 
 def _distributions(values, name, place):
@@ -194,7 +195,9 @@ def _coda(values, name, place):
     candidates, group = RELATIONS[name].candidates, values.get("object_group")
     if type(group) is int and 0 <= group < len(_GROUPS):
         group = _GROUPS[group]
-    parts = (("about", group.lower()),) if isinstance(group, str) and group else ()
+    parts = items.parts_of(values, place)
+    if isinstance(group, str) and group:
+        parts += (("about", group.lower()),)
     key = "ngram" if "ngram" in values else "class_id"
     subject = _text(values, key, place)
     target = _shares(values["label"], candidates, subject, place)

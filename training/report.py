@@ -7,10 +7,10 @@ import os
 from typing import NamedTuple
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tqdm import tqdm
 
 from configs import schema
 from configs.errors import UserError
+from configs.progress import tqdm
 from mesh.compat import tf
 from training import checkpoints, metrics, report_plots, tasks
 
@@ -74,7 +74,7 @@ def run(directories, path):
     """
     names = _names(directories)
     runs = [_read(directory, name) for directory, name in tqdm(
-        list(zip(directories, names, strict=True)), desc="reading", disable=None, leave=False)]
+        list(zip(directories, names, strict=True)), desc="reading", leave=False)]
     text = page(runs)
     try:
         checkpoints.write_text(path, text)

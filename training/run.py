@@ -29,6 +29,7 @@ from training import (
     metrics,
     model_fn,
     objectives,
+    projector,
     retrying,
     starting,
     stopping,
@@ -106,6 +107,7 @@ def _train(config, new, yes, tpu, elsewhere, wandb, gone):
     def evaluate_checkpoint():
         found = _evaluate(config, objective, estimator, measured)
         samples.write(step)
+        measured.project()
         _report(config, objective, step, meter, eval_writer, found, measured,
                 time.monotonic() - started)
         return found
@@ -129,6 +131,9 @@ def _train(config, new, yes, tpu, elsewhere, wandb, gone):
                 stop.end(step)
             if evaluating:
                 scores = evaluate_checkpoint()
+            elif step == config.train_steps:
+                projector.write(config, checkpoints.require_latest(config), checkpoints.encoder_of(
+                    config, facts.encoder_facts, needed=False))
     samples.close()
     meter.close()
     writer.close()

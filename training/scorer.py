@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from configs.progress import tqdm
 from mesh import devices, ops
 from mesh.compat import mtf, tf
 from models import layers
@@ -55,7 +56,7 @@ class Scorer:
         feeds, scores, _ = self._graphs[size]
         batch, read = feeds[0].shape[0], _read(rows, size)
         sums, likeliest = np.zeros(len(rows)), np.ones(len(rows), bool)
-        for first in range(0, len(read), batch):
+        for first in tqdm(range(0, len(read), batch), desc="scoring", unit="batch", leave=False):
             some = read[first:first + batch]
             *values, owners = _padded(some, batch, size)
             loss, wrong = self._session.run(scores, dict(zip(feeds, values, strict=True)))

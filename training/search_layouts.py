@@ -7,10 +7,9 @@ import logging
 import os
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from configs import layout_choices, layouts
 from configs.errors import UserError
+from configs.progress import tqdm
 from mesh import pjrt, preflight, tpus
 from mesh.compat import tf
 from training import (

@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 
-from tqdm import tqdm
-
 from configs import sweep_file
 from configs.errors import Stopped, UserError
+from configs.progress import tqdm
 from mesh.compat import tf
 from training import checkpoints, metrics, stopping, sweep_report
 
@@ -41,7 +40,7 @@ def run(path, model_path=None, flags=()):
     sweep = sweep_file.load(path, model_path)
     _begin(sweep, path)
     trials = _read(sweep)
-    with tqdm(total=sweep.number, desc="trials", disable=None) as bar:
+    with tqdm(total=sweep.number, desc="trials") as bar:
         for number in range(sweep.number):
             trial = trials.get(number)
             values = trial["values"] if trial else _choose(optuna, sweep, number, trials)

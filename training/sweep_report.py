@@ -4,7 +4,8 @@ import io
 import json
 import os
 
-from training import board, checkpoints, heat_map
+from configs import markdown
+from training import checkpoints, heat_map
 
 
 def write(sweep, trials):
@@ -33,7 +34,7 @@ def _table(sweep, trials):
     rows = [[str(trial["trial"]), *(_shown(trial["values"][key]) for key in sweep.keys),
              f"{trial['score']:.5g}" if trial["state"] == "done" else "failed"]
             for trial in trials]
-    return board.table(heads, rows)
+    return markdown.table(heads, rows)
 
 
 def _shown(value):
