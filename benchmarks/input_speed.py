@@ -109,7 +109,8 @@ def measure(args, directory):
     paths = write_datasets(directory, args.documents, -(-(config.n_ctx + 1) // STITCH))
     config = config.replace(
         datasets=[[paths["chunks"], 1, "chunks", 1.0]], n_vocab=VOCAB, train_steps=steps,
-        model_path=f"{directory}/run", lr_decay_end=None, steps_per_checkpoint=steps, eval_steps=0)
+        model_path=f"{directory}/run", lr_decay_end=None, warmup_steps=0,
+        steps_per_checkpoint=steps, eval_steps=0)
     devices.prepare(config)
     stitched = config.replace(datasets=[[paths["documents"], STITCH, "documents_random", 1.0]])
     sources = {"chunks": Source(config, args.batches), "stitched": Source(stitched, args.batches)}

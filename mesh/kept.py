@@ -13,10 +13,18 @@ class Kept:
       shape: an mtf.Shape.
       dtype: a tf.DType.
       name: unique in the graph.
+      growing: names of dimensions of which a run may read and write the beginning alone, at most
+        one of which the shape has.
+
+    Attributes:
+      grows: whether it has one of these, and no layout splits it.
     """
 
-    def __init__(self, impl, shape, dtype, name):
+    def __init__(self, impl, shape, dtype, name, growing=()):
         self._impl, self._shape = impl, shape
+        self._axis = next((axis for axis, dim in enumerate(shape.dims) if dim.name in growing
+                           and impl.tensor_dimension_to_mesh_axis(dim) is None), None)
+        self.grows = self._axis is not None
         self._variables = []
         for number, device in enumerate(impl.devices):
             with tf.device(device):
@@ -24,17 +32,40 @@ class Kept:
                     f"{name}/slice_{number}", impl.slice_shape(shape), dtype,
                     tf.zeros_initializer(), trainable=False, collections=[]))
 
-    def read(self, mesh):
-        """Its value at the beginning of a run, as an mtf tensor."""
+    def read(self, mesh, size=None):
+        """Its value at the beginning of a run, as an mtf tensor.
+
+        Args:
+          mesh: the mtf.Mesh.
+          size: int32 scalar: how much of the growing dimension is read. The slices are so short
+            then, whatever the mtf tensor's shape says; None is all.
+        """
         values = [variable.read_value() for variable in self._variables]
+        if size is not None and self.grows:
+            values = [value[self._beginning(size)] for value in values]
         return mtf.import_laid_out_tensor(mesh, self._impl.LaidOutTensor(values), self._shape)
 
     def write(self, lowering, tensor):
-        """An operation that sets it to the value of a lowered mtf tensor."""
+        """An operation that sets it, or its beginning, to the value of a lowered mtf tensor."""
         slices = lowering.tensors[tensor].to_laid_out_tensor().all_slices
-        return tf.group(*(variable.assign(value) for variable, value in
-                          zip(self._variables, slices, strict=True)))
+        return tf.group(*map(self._set, self._variables, slices))
+
+    def _set(self, variable, value):
+        if value.shape.is_fully_defined():
+            return variable.assign(value)
+        return variable[self._beginning(tf.shape(value)[self._axis])].assign(value)
+
+    def _beginning(self, size):
+        return (*[slice(None)] * self._axis, slice(0, size))
 
     def clear(self):
         """An operation that sets it to zeros."""
         return tf.group(*(variable.initializer for variable in self._variables))
+
+
+class Lowering(mtf.Lowering):
+    """A lowering in whose graph slices may be as short as `Kept.read` gives them."""
+
+    def verify_slice_shapes(self, tensor, laid_out_tensor):
+        shape = tf.TensorShape(laid_out_tensor.slice_shape)
+        shape.assert_is_compatible_with(self.mesh_impl(tensor).slice_shape(tensor.shape))

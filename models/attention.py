@@ -5,6 +5,8 @@ Where a token sees its neighbours alone, the full form is that of models/local.p
 Names of dimensions in comments: b batch, s sequence, m memory_length, h heads, d features_per_head.
 """
 
+import numpy as np
+
 from mesh.compat import mtf, tf
 from mesh.slices import SliceOperation, local
 from models.full import Full
@@ -83,6 +85,8 @@ def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), 
       qkv: of the new tokens, [batch, new_tokens, qkv, heads, features_per_head]; no layout splits
         the second dimension.
       cache: (keys, values), each [batch, heads, memory_length, features_per_head]; keys rotated.
+        Slices may have less of memory_length, at least index + new_tokens, where no layout splits
+        it and nothing is compiled.
       index: int32 [batch]: how many tokens of each row the cache holds; the new ones follow.
       rotary_dims: features of a head to rotate; 0 for none.
       window: how many tokens a query sees; None is all.
@@ -103,17 +107,17 @@ def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), 
         keys, values = (slices.map(_written, old, new, position, start)
                         for old, new in ((keys, k), (values, v)))
         learned = [slices.map(lambda t: tf.transpose(t, [1, 0, 2])[None], t) for t in learned]
-        scores = [parts.products(slices, q, k) for k in [*learned[:1], keys]]
+        scores = [slices.sum(slices.map(_scores, q, k), features) for k in [*learned[:1], keys]]
 
         def placed(position, start, head, *scores):
             return rules.apply(tf.concat(scores, -1), position[..., None], start, head)
 
         head = slices.start(heads) if slices.is_split(heads) else 0
-        p = parts.softmax(slices, slices.map(placed, position, start, head, *scores))
+        p = parts.softmax(slices, slices.map(placed, position, start, head, *scores), _softmax)
 
         def outputs(p, *values):
-            shares = tf.split(p, [v.shape[2] for v in values], -1)
-            return sum(map(weighted, shares[1:], values[1:]), weighted(shares[0], values[0]))
+            shares = tf.split(p, [*(v.shape[2] for v in values[:-1]), -1], -1)
+            return sum(map(_weighted, shares[1:], values[1:]), _weighted(shares[0], values[0]))
 
         out = slices.sum(slices.map(outputs, p, *learned[1:], values), memory)
         return slices.map(swapped, out), keys, values
@@ -123,6 +127,33 @@ def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), 
         [([batch, new_tokens, heads, features], qkv.dtype)] + [(c.shape, c.dtype) for c in cache],
         "causal_incremental").outputs
     return out, tuple(cache)
+
+
+# For one new token oneDNN's kernels, which TensorFlow takes on CPUs for products of batches of
+# matrices and for the softmax, take several times as long as these.
+
+def _scores(q, k):
+    """q · kᵀ: [b, h, n, d] and [b or 1, h, m, d] -> float32 [b, h, n, m]."""
+    if _is_small(q, k):
+        return tf.raw_ops.Einsum(inputs=[q, k], equation="bhnd,bhmd->bhnm")
+    return tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32)
+
+
+def _weighted(p, v):
+    """[b, h, n, m] · [b or 1, h, m, d], in the type of `v`."""
+    if _is_small(p, v):
+        return tf.raw_ops.Einsum(inputs=[p, v], equation="bhnm,bhmd->bhnd")
+    return weighted(p, v)
+
+
+def _is_small(x, y):
+    """Whether it is one token of each row, in the type that TensorFlow's own kernels are for."""
+    return x.shape[2] == 1 and y.dtype == tf.float32 and x.shape[0] == y.shape[0]
+
+
+def _softmax(scores):
+    e = tf.exp(scores - tf.reduce_max(scores, -1, keepdims=True))
+    return e / tf.reduce_sum(e, -1, keepdims=True)
 
 
 def _number(learned):
@@ -140,19 +171,21 @@ def _written(cache, new, position, start):
     Returns:
       a tensor like `cache`.
     """
-    b, h, size, _ = cache.shape.as_list()
+    b, h, size, d = cache.shape.as_list()
+    number = new.shape[2]
+    whole = tf.shape(cache)[2] if size is None else size  # None: it has room for all of them
     if start is not None:
         position -= start
+    rows = np.arange(b * h, dtype=np.int32).reshape(b, h, 1) * whole
+    flat = tf.reshape(cache, [-1, d])
     # Up to `size` consecutive positions differ modulo `size`: each has a place of its own, where
     # those that belong to other slices write what is there.
-    for first in range(0, new.shape[2], size):
-        at, values = position[:, :, first:first + size], new[:, :, first:first + size]
-        shape = [b, h, at.shape[2]]
-        where = tf.stack([tf.broadcast_to(tf.reshape(tf.range(b), [b, 1, 1]), shape),
-                          tf.broadcast_to(tf.reshape(tf.range(h), [1, h, 1]), shape),
-                          tf.broadcast_to(at % size, shape)], -1)
+    for first in range(0, number, size or number):
+        end = min(first + (size or number), number)
+        at, values = position[:, :, first:end], tf.reshape(new[:, :, first:end], [-1, d])
+        where = tf.reshape(rows + at % whole, [-1, 1])
         if start is not None:
-            held = tf.logical_and(at >= 0, at < size)[..., None]
-            values = tf.where_v2(held, values, tf.gather_nd(cache, where))
-        cache = tf.tensor_scatter_nd_update(cache, where, values)
-    return cache
+            held = tf.broadcast_to(tf.logical_and(at >= 0, at < size), [b, h, end - first])
+            values = tf.where_v2(tf.reshape(held, [-1, 1]), values, tf.gather_nd(flat, where))
+        flat = tf.tensor_scatter_nd_update(flat, where, values)
+    return tf.reshape(flat, [b, h, -1 if size is None else size, d])

@@ -66,10 +66,13 @@ class Heads:
             lambda x, y: tf.cast(tf.matmul(x, y, transpose_b=True), tf.float32), x, y),
             self.features)
 
-    def softmax(self, slices, scores):
-        """The softmax over the last dimension, memory_length. Like `scores`: [b, h, n, m]."""
+    def softmax(self, slices, scores, whole=tf.nn.softmax):
+        """The softmax over the last dimension, memory_length. Like `scores`: [b, h, n, m].
+
+        `whole` is what does it where no layout splits that.
+        """
         if not slices.is_split(self.memory):
-            return slices.map(tf.nn.softmax, scores)
+            return slices.map(whole, scores)
         top = slices.max(slices.map(lambda s: tf.reduce_max(s, -1, keepdims=True), scores),
                          self.memory)
         e = slices.map(lambda s, t: tf.exp(s - t), scores, top)

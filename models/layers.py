@@ -30,6 +30,7 @@ class Context:
         variables are constants that come from elsewhere, neither trained nor in a checkpoint.
       start: None, or a function of a variable's full name that returns the initialiser of one that
         starts from elsewhere, and None for one that starts as usual.
+      fixed: whether nothing updates the variables, so that slices hold them as they are read.
       dropless: whether experts take every token, as in sampling and in scoring texts, where what
         stands beside a token must not matter.
       terms: the loss terms that layers have added, by name.
@@ -40,6 +41,7 @@ class Context:
     dropout_key: object = None
     stored: object = None
     start: object = None
+    fixed: bool = False
     dropless: bool = False
     terms: dict = dataclasses.field(default_factory=dict, compare=False)
 
@@ -78,7 +80,8 @@ class Context:
                 dtype=mtf.VariableDType(tf.float32, *[dtype or self.dtype] * 2),
                 initializer=self.stored(full_name), trainable=False,
                 collections=[tf.GraphKeys.LOCAL_VARIABLES])
-        dtypes = mtf.VariableDType(tf.float32, tf.float32, dtype or self.dtype)
+        read_as = dtype or self.dtype
+        dtypes = mtf.VariableDType(tf.float32, read_as if self.fixed else tf.float32, read_as)
         begun = self.start(full_name) if self.start else None
         return mtf.get_variable(self.mesh, name, mtf.Shape(shape), dtype=dtypes,
                                 initializer=begun or initializer(self.config.seed, full_name),

@@ -13,7 +13,7 @@ from mesh import entmax, random
 from mesh.compat import mtf
 from mesh.slices import local
 
-# Positions of a prompt that go through the model at once.
+# Most positions of a prompt that go through the model at once: enough for a TPU's matrix unit.
 _PROMPT_BLOCK = 128
 
 # The dimension of tokens on their way into the caches. It is not `sequence`, which a layout may
@@ -59,7 +59,12 @@ def sample_token(logits, n_valid, settings, number, count):
     batch, vocab = logits.shape.dims
     whole = mtf.replace_dimensions(logits, vocab, mtf.Dimension("whole_vocab", vocab.size))
 
-    def choose(x, temperature, top_k, top_p, seed, number, count):
+    key = local(lambda seed, number, count: random.mix(random.mix(seed, number), count),
+                [settings.seed, number, count], ([batch], tf.int32), name="key")
+    # Of a large vocabulary the hash takes as long as a layer, unless it is compiled.
+    noise = local(_gumbel, [whole, key], (whole.shape, tf.float32), elementwise=True, name="noise")
+
+    def choose(x, noise, temperature, top_k, top_p):
         x = tf.cast(x[:, :n_valid], tf.float32)
         x -= tf.reduce_max(x, -1, keepdims=True)
         temperature, top_k, top_p = (tf.reshape(t, [-1, 1]) for t in (temperature, top_k, top_p))
@@ -67,13 +72,10 @@ def sample_token(logits, n_valid, settings, number, count):
         x /= tf.where_v2(warm, tf.maximum(temperature, 1e-6), 1.0)
         truncates = tf.reduce_any(tf.logical_or(top_k > 0, top_p < 1.0))
         x = tf.cond(truncates, lambda: _truncated(x, top_k, top_p), lambda: tf.identity(x))
-        key = random.mix(random.mix(seed, number), count)
         # The largest of logits with Gumbel noise is a sample of their softmax.
-        noise = _gumbel(key[:, None], tf.range(n_valid)[None])
-        return tf.argmax(x + tf.where_v2(warm, noise, 0.0), -1, output_type=tf.int32)
+        return tf.argmax(x + tf.where_v2(warm, noise[:, :n_valid], 0.0), -1, output_type=tf.int32)
 
-    inputs = [whole, settings.temperature, settings.top_k, settings.top_p, settings.seed, number,
-              count]
+    inputs = [whole, noise, settings.temperature, settings.top_k, settings.top_p]
     return local(choose, inputs, ([batch], tf.int32), name="sample_token")
 
 
@@ -104,14 +106,20 @@ def _truncated(x, top_k, top_p):
     return tf.where_v2(kept, x, _LOWEST)
 
 
-def _gumbel(key, ids):
-    """Standard Gumbel noise as a hash of (key, id); precise where it is large."""
-    bits = tf.bitcast(random.mix(key, ids), tf.uint32)
+def _gumbel(logits, key):
+    """Standard Gumbel noise like logits [batch, ids], a hash of (key, id); precise where large."""
+    bits = tf.bitcast(random.mix(key[:, None], tf.range(logits.shape[-1])[None]), tf.uint32)
     uniform = (tf.cast(bits, tf.float32) + 0.5) * 2.0**-32
     return -tf.log(-tf.log1p(-tf.minimum(uniform, 1.0 - 2.0**-24)))
 
 
-def prefill(model, ctx, tokens, lengths):
+def prompt_block(prompt, most=_PROMPT_BLOCK):
+    """How many of `prompt` positions go through the model at once: whole blocks make it up."""
+    # Whole ones, since the sums of linear attention take each token once.
+    return max(size for size in range(1, most + 1) if prompt % size == 0)
+
+
+def prefill(model, ctx, tokens, lengths, caches=None, block=None):
     """The caches of prompts, block by block.
 
     Keys and values at and after a row's own length are written again before they are looked at.
@@ -121,14 +129,14 @@ def prefill(model, ctx, tokens, lengths):
       ctx: a models.layers.Context.
       tokens: int32 [batch, prompt], rows filled up with any token; no layout splits `prompt`.
       lengths: int32 [batch]: how many tokens of each row belong to the caches.
+      caches: to write to, instead of empty ones; keys and values there may be any finite ones.
+      block: how many positions go through the model at once, by default of `prompt_block`.
 
     Returns:
       caches as `model.empty_caches` makes them, with room for `prompt` tokens.
     """
     batch, prompt = tokens.shape.dims
-    # Whole blocks, since the sums of linear attention take each token once.
-    block = mtf.Dimension(_NEW_TOKENS, max(size for size in range(1, _PROMPT_BLOCK + 1)
-                                           if prompt.size % size == 0))
+    block = mtf.Dimension(_NEW_TOKENS, block or prompt_block(prompt.size))
     longest = mtf.reduce_max(lengths)
 
     def more(start, *_):
@@ -138,13 +146,12 @@ def prefill(model, ctx, tokens, lengths):
         piece = local(lambda t, at: tf.slice(t, [0, at], [-1, block.size]), [tokens, start],
                       ([batch, block], tf.int32), name="block")
         index = mtf.broadcast(start, [batch])
-        _, caches = model.hidden_incremental(ctx, piece, index, _like(empty, flat),
-                                             lengths - index)
-        return [start + block.size, *tf.nest.flatten(caches)]
+        _, new = model.hidden_incremental(ctx, piece, index, _like(caches, flat), lengths - index)
+        return [start + block.size, *tf.nest.flatten(new)]
 
-    empty = model.empty_caches(ctx, batch, prompt.size)
+    caches = caches or model.empty_caches(ctx, batch, prompt.size)
     start = mtf.constant(ctx.mesh, 0, dtype=tf.int32)
-    return _like(empty, mtf.while_loop(more, body, [start, *tf.nest.flatten(empty)])[1:])
+    return _like(caches, mtf.while_loop(more, body, [start, *tf.nest.flatten(caches)])[1:])
 
 
 def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_valid, settings,

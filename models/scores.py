@@ -38,8 +38,8 @@ class Rules:
           a tensor like `scores`.
         """
         size = scores.shape[-1]
-        is_learned = np.arange(size) < self.learned
-        columns = np.arange(size, dtype=np.int32) - np.int32(self.learned)
+        places = tf.range(tf.shape(scores)[-1]) if size is None else np.arange(size, dtype=np.int32)
+        is_learned, columns = places < self.learned, places - np.int32(self.learned)
         distance = rows - (columns if start is None else columns + start)
         if self.slopes is not None:
             scores -= (slopes_of(self.slopes, head, scores.shape[1])[:, None, None]

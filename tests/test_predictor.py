@@ -128,6 +128,46 @@ def test_prompt_longer_than_the_prompt_block(tmp_path, mesh_shape, layout):
     assert tokens_of(model, [prompt], 1, 1, temperature=0.0) == [[row.argmax()]]
 
 
+def test_runs_see_as_much_of_the_caches_as_is_filled(tmp_path):
+    """Rows that pass 75 and 150 positions, of which each new token is that of a full pass."""
+    config = save_run(make_config(tmp_path, n_ctx=200, predict_batch_size=2, position="rotary",
+                                  attention_types=("local", "global"), num_mem_kv=2,
+                                  local_attention_radius=70))
+    prompts = [[7, 8, 9], list(np.random.RandomState(1).randint(0, 256, 60))]
+    model, seen = predictor.Predictor(config, encoders.load("byte")), []
+    reach = model._reach
+    model._reach = lambda used: seen.append(reach(used)["reach"]) or reach(used)
+    found = tokens_of(model, prompts, 1, 120, temperature=0.0)
+    assert {75, 150, 200} == set(seen)
+    with tf.Graph().as_default(), tf.Session() as session:
+        logits, feed, weights = full_forward(config)
+        tf.train.Saver(weights).restore(session, checkpoints.latest(config.model_path))
+        for prompt, tokens in zip(prompts, found, strict=True):
+            row = (prompt + tokens + [0] * 200)[:200]
+            best = session.run(logits, {feed: [row]})[0, :, :257].argmax(-1)
+            assert len(tokens) > 5
+            assert tokens == best[len(prompt) - 1:][:len(tokens)].tolist()
+
+
+def test_bfloat16_weights_are_kept_as_such(tmp_path):
+    """Slices are half as large, and the tokens all but the likeliest of full passes."""
+    config = save_run(make_config(tmp_path, precision="bfloat16", predict_batch_size=4))
+    model = predictor.Predictor(config, encoders.load("byte"))
+    slices = [op for op in model._session.graph.get_operations() if op.type == "VarHandleOp"
+              and "_slice" in op.name]
+    assert len(slices) > 20 and {op.get_attr("dtype") for op in slices} == {tf.bfloat16}
+    prompts = np.random.RandomState(2).randint(0, 256, [12, 9]).tolist()
+    with tf.Graph().as_default(), tf.Session() as session:
+        logits, feed, weights = full_forward(config)
+        tf.train.Saver(weights).restore(session, checkpoints.latest(config.model_path))
+        for prompt, tokens in zip(prompts, tokens_of(model, prompts, 1, 1, temperature=0.0),
+                                  strict=True):
+            row = session.run(logits, {feed: [prompt + [0] * (N_CTX - 9)]})[0, 8, :257]
+            row = row.astype(np.float32)
+            token = tokens[0] if tokens else 256
+            assert row[token] >= row.max() - 0.05 * row.std()
+
+
 def test_samples_do_not_depend_on_batch_or_mesh(config, one_row):
     expected = tokens_of(one_row, PROMPTS, 2, 40, top_k=20, seed=5)
     assert len({tuple(tokens) for tokens in expected}) == 2 * len(PROMPTS)

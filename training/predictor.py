@@ -13,13 +13,23 @@ import numpy as np
 from configs.errors import UserError
 from mesh import devices
 from mesh.compat import mtf, tf
-from mesh.kept import Kept
+from mesh.kept import Kept, Lowering
 from models import layers, sampling
 from training import checkpoints, language_models
 from training.completions import Completion, Row, encode_prompt
 
 # New tokens between looks at the text for stop strings.
 CHUNK = 32
+
+# Positions of a prompt that go through the model at once: where processors multiply matrices at
+# their full speed already.
+_BLOCK = 32
+
+# A run looks at so many positions of the caches, or a multiple, that all rows fit.
+_REACH = 64
+
+# The dimensions of positions in caches.
+_POSITIONS = ("memory_length", "clip_memory_length")
 
 SEPARATOR = "---------------"
 
@@ -133,8 +143,16 @@ class Predictor:
         self._fill({"tokens": tokens, "lengths": lengths})
 
     def _fill(self, values):
-        self._session.run(self._prefill_op,
-                          {self._feeds[name]: value for name, value in values.items()})
+        self._session.run(self._prefill_op, self._given(values, values["lengths"].max()))
+
+    def _given(self, values, used):
+        """The feeds of a run that uses so many positions."""
+        return {self._feeds[name]: value for name, value in {**values, **self._reach(used)}.items()}
+
+    def _reach(self, used):
+        """How many positions of the caches a run sees: enough for prefilling's whole blocks."""
+        unit = -(-_REACH // self._block) * self._block
+        return {"reach": min(-(-max(used, 1) // unit) * unit, self.config.n_ctx)}
 
     def _decode(self, rows, steps, count, scalars):
         """New tokens of each row: int32 [rows, CHUNK], -1 where there is none."""
@@ -147,30 +165,38 @@ class Predictor:
         return self._run_decoder({**state, **scalars, "steps": steps, "count": count})
 
     def _run_decoder(self, values):
-        out, _ = self._session.run([self._new_tokens, self._keep_op],
-                                   {self._feeds[name]: value for name, value in values.items()})
+        out, _ = self._session.run([self._new_tokens, self._keep_op], self._given(
+            values, max(values["position"]) + values["steps"]))
         return out
 
     def _build(self):
         """Builds the graph; returns the variables that a checkpoint holds."""
         config = self.config
         mesh, impl = mtf.Mesh(mtf.Graph(), "mesh"), devices.mesh_impl(config)
-        ctx = layers.Context(mesh, config)
+        ctx = layers.Context(mesh, config, fixed=True)
         model = language_models.build(config, self.encoder.n_vocab)
         self._feeds = feeds(config, self._rows)
         values = on_mesh(mesh, self._feeds)
-        filled = sampling.prefill(model, ctx, values.pop("tokens"), values.pop("lengths"))
+        self._feeds["reach"] = reach = tf.placeholder(tf.int32, [], "reach")
+        self._block = sampling.prompt_block(config.n_ctx, _BLOCK)
+        tokens = values.pop("tokens")
+        empty = model.empty_caches(ctx, *tokens.shape.dims[:1], config.n_ctx)
         # Between runs the caches live in variables, each slice on its device.
-        kept = [tuple(Kept(impl, part.shape, part.dtype, f"cache/{layer}/{number}")
+        kept = [tuple(Kept(impl, part.shape, part.dtype, f"cache/{layer}/{number}", _POSITIONS)
                       for number, part in enumerate(cache))
-                for layer, cache in enumerate(filled)]
+                for layer, cache in enumerate(empty)]
+        filled = sampling.prefill(
+            model, ctx, tokens, values.pop("lengths"),
+            [tuple(part.read(mesh, reach) if part.grows else zeros for part, zeros in
+                   zip(*parts, strict=True)) for parts in zip(kept, empty, strict=True)],
+            self._block)
         settings = sampling.Settings(*(values.pop(name) for name in
                                        ("temperature", "top_k", "top_p", "seed")))
         new_tokens, updated = sampling.decode(
-            model, ctx, caches=[tuple(part.read(mesh) for part in parts) for parts in kept],
+            model, ctx, caches=[tuple(part.read(mesh, reach) for part in parts) for parts in kept],
             size=CHUNK, eos_id=self.encoder.eos_id, n_valid=self.encoder.n_vocab,
             settings=settings, **values)
-        lowering = mtf.Lowering(mesh.graph, {mesh: impl}, autostack=False)
+        lowering = Lowering(mesh.graph, {mesh: impl}, autostack=False)
         self._new_tokens = lowering.export_to_tf_tensor(new_tokens)
         self._prefill_op, self._keep_op = (
             tf.group(*(part.write(lowering, value)

@@ -59,6 +59,9 @@ class TpuPredictor(Predictor):
     def _run_decoder(self, values):
         return super()._run_decoder({**self._prompts, **values})
 
+    def _reach(self, used):
+        return {}
+
     def _prefill_due(self, slides):
         return True
 
@@ -72,7 +75,7 @@ def new_tokens(config, encoder, mesh, given):
       mesh: an mtf.Mesh, of which nothing is built yet.
       given: {name: tf tensor} of all that predictor.feeds has.
     """
-    ctx = layers.Context(mesh, config)
+    ctx = layers.Context(mesh, config, fixed=True)
     model = language_models.build(config, encoder.n_vocab)
     values = on_mesh(mesh, given)
     caches = sampling.prefill(model, ctx, values.pop("tokens"), values.pop("lengths"))
