@@ -247,7 +247,8 @@ class Experiment:
                    f"steps_per_checkpoint={-(-steps // self.args.evaluations)}"]
         tasks = [self.path("world", f"{name}.jsonl")
                  for name in (*(f"{kind}_{self.args.items}"
-                                for kind in ("stories", "statements", "cloze")), "texts_heldout")]
+                                for kind in ("stories", "statements", "cloze")), "texts_heldout",
+                              "combinations")]
         tasks += [f"{relation}:{self.path('world', 'probes', relation, 'world.jsonl')}"
                   for relation in PROBES]
         changes.append(f"eval_tasks={json.dumps(tasks)}")

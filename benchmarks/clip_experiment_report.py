@@ -43,6 +43,7 @@ PROBES = {
     "shape": ("shapes", 3, "shape_world", "acc"),
     "size_larger": ("larger than", 3, "size_larger_world", "acc"),
     "size_smaller": ("smaller than", 3, "size_smaller_world", "acc"),
+    "combinations": ("held-out combinations: accuracy", 3, "combinations", "acc"),
 }
 # Those whose words are told or untold have a figure of the untold ones, under this ending.
 UNTOLD = "_untold"

@@ -7,11 +7,12 @@ The same seed gives the same bytes, and a larger number the same first ones. In 
 pictures_{train,val,heldout}_<i>_<records>.tfrecords (tf.train.Example: image, a PNG; caption,
 several, the first complete; scene, JSON), captions_train.jsonl ("text": each caption of the
 pictures for training, in their order), texts_{train,val,heldout}.jsonl ("text"),
-{cloze,statements,stories}_{dev,test}.jsonl, zero_shot.jsonl with zero_shot_val.tfrecords (image,
-colour, shape), probes/<relation>/world.jsonl (in the formats of CoDa and ViComTe),
-contact_sheet.png and, when all is whole, manifest.json. Some combinations of colour and shape occur
-in all pictures, but in no text save those of texts_heldout.jsonl. Pictures come in
-groups of four; of those for training, --hard_groups are hard: they differ in one attribute.
+{cloze,statements,stories}_{dev,test}.jsonl, combinations.jsonl, zero_shot.jsonl with
+zero_shot_val.tfrecords (image, colour, shape), probes/<relation>/world.jsonl (in the formats of
+CoDa and ViComTe), contact_sheet.png and, when all is whole, manifest.json. Some combinations of
+colour and shape occur in all pictures, but in no text save those of texts_heldout.jsonl and in
+combinations.jsonl. Pictures come in groups of four; of those for training, --hard_groups are hard:
+they differ in one attribute.
 """
 
 import functools
@@ -28,10 +29,11 @@ from configs.errors import UserError  # noqa: E402
 SPLITS = ["train", "val", "heldout"]
 CLOZE_SPLITS = ["dev", "test"]
 BATCH = 256  # pictures rendered at a time
+COMBINATIONS = 200  # items about held-out combinations
 OURS = re.compile(r"(pictures_(train|val|heldout)_\d+_\d+\.tfrecords|texts_(train|val|heldout)"
                   r"\.jsonl|(cloze|statements|stories)_(dev|test)\.jsonl|captions_train\.jsonl"
-                  r"|zero_shot(_val\.tfrecords|\.jsonl)|contact_sheet\.png|manifest\.json)"
-                  r"(\.tmp)?")
+                  r"|combinations\.jsonl|zero_shot(_val\.tfrecords|\.jsonl)|contact_sheet\.png"
+                  r"|manifest\.json)(\.tmp)?")
 SHEET = {"train": (24, "training pictures", "the first caption is complete; texts tell of these "
                    "scenes unless a combination is held out"),
          "heldout": (12, "held-out combinations", "each picture shows a color and a shape that no "
@@ -255,7 +257,7 @@ def run(args):
     import scenes_zero_shot
     from scenes_cloze import items
     from scenes_groups import GROUP
-    from scenes_text import story_items
+    from scenes_text import combination_items, story_items
     from tqdm import tqdm
     directory = Directory(args.out, args.overwrite)
     encode_png = PngEncoder()
@@ -278,6 +280,8 @@ def run(args):
         directory.write_records(scenes_zero_shot.PICTURES, scenes_zero_shot.records(
             args.seed, args.zero_shot, args.size, encode_png))
         directory.write_lines(scenes_zero_shot.TASKS, scenes_zero_shot.tasks())
+    made["combinations"] = {"file": "combinations.jsonl", "items": directory.write_lines(
+        "combinations.jsonl", combination_items(min(args.cloze, COMBINATIONS)))}
     for name, values in scenes_probes.files().items():
         made["probes"][name] = directory.write_lines(name, values)
     directory.write("contact_sheet.png", contact_sheet(args))

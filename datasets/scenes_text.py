@@ -21,7 +21,7 @@ from scenes_words import (
     place,
     relations,
 )
-from scenes_world import BASIC_COLOURS, BASIC_SHAPES, NUMBERS, SHAPES, VERSION
+from scenes_world import BASIC_COLOURS, BASIC_SHAPES, NUMBERS, SHAPES, VERSION, is_held_out
 
 PEOPLE = ["mia", "tom", "ada", "ben", "zoe", "max", "eva", "leo", "ida", "sam", "lily", "noah"]
 OPENINGS = ["{who} has a picture with {things}.", "{who} looks at a picture of {things}.",
@@ -200,6 +200,34 @@ def text(rng, split, facts):
     if rng.random() < 0.5:
         sentences.append(teller.closing())
     return " ".join(sentences), scene, fact
+
+
+def combination_items(count):
+    """Cloze items about things of a held-out combination of colour and shape, as JSON values.
+
+    A story begins, and asks what colour the thing has; the choices are the colours of all things
+    of the scene, none of which another one shares.
+
+    Args:
+        count: how many; items are the same for every world.
+
+    Yields:
+        dict with prefix, answer and choices.
+    """
+    made = number = 0
+    while made < count:
+        rng, number = stream(VERSION, "combinations", number), number + 1
+        scene = text_scene(rng, "heldout")
+        colours = [thing.colour for thing in scene.things]
+        shapes = {thing.shape for thing in scene.things}
+        if not len(colours) == len(set(colours)) == len(shapes) > 1:
+            continue
+        opening = Teller(rng, scene).opening()
+        for thing in scene.things:
+            if is_held_out(thing.colour, thing.shape) and made < count:
+                made += 1
+                yield {"prefix": f"{opening} what color is the {thing.shape}? it is",
+                       "answer": thing.colour, "choices": rng.sample(colours, len(colours))}
 
 
 def story_items(split, count):

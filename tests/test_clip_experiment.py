@@ -18,7 +18,7 @@ def line(step, loss, answers):
     return {"step": step, "eval_loss": loss, "bits_per_decoded_byte": loss / 2, "tasks": {
         "coda_world": {"acc": 0.5, "spearman": loss / 4, "untold": {"acc": 0.25}},
         "color_world": told, "shape_world": told, "size_larger_world": {"acc": 0.5},
-        "size_smaller_world": {"acc": 0.75},
+        "size_smaller_world": {"acc": 0.75}, "combinations": {"acc": 0.625},
         "stories_test": {**part, "untold": part}, "statements_test": part,
         "cloze_test": {"acc": 0.5},
         "texts_heldout": {"bits_per_decoded_byte": 0.75}}}
@@ -51,7 +51,7 @@ def test_the_table_has_means_spread_and_changes_by_seed(results):
                                   if row.startswith("| GPT"))
     assert plain[1:3] == ["200", "2.100 ± 0.141"] and plain[5] == "4.20 ± 0.28"
     assert supervised[2] == "2.120 ± 0.311" and supervised[5] == "3.40 ± 0.57"
-    same = ["0.500 ± 0.000 (0.250 ± 0.000)", "0.500 ± 0.000", "0.750 ± 0.000 |"]
+    same = ["0.500 ± 0.000 (0.250 ± 0.000)", "0.500 ± 0.000", "0.750 ± 0.000", "0.625 ± 0.000 |"]
     for row, coda, pairs in zip(probes, ("0.525 ± 0.035 (–)", "0.530 ± 0.078 (–)"), (
             "0.525 ± 0.035 (0.263 ± 0.018)", "0.425 ± 0.071 (0.212 ± 0.035)"), strict=True):
         assert row[1:] == [coda, same[0], pairs, pairs, *same[1:]]
@@ -87,7 +87,7 @@ def test_every_row_asks_for_what_main_takes(tmp_path):
         values = [change for change in changes if not change.startswith("datasets=")]
         found = schema.load(config, values)
         assert found.seed == 2 and found.n_layer == 2 and found.train_steps == 250
-        assert len(found.eval_tasks) == 9
+        assert len(found.eval_tasks) == 10
         assert found.model == ("GPT" if row in ("gpt", "gpt_bytes") else "gpt_c")
         if found.model == "gpt_c":
             assert os.path.basename(found.clip.student) == {

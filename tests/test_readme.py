@@ -241,7 +241,7 @@ def test_the_demo_makes_all_from_nothing_and_a_second_one_goes_on(checkout):
     second = checkout(demo)
     for output in (first, second):
         table = re.findall(r"(?m)^\| GPT.*$", output)
-        assert [len(row.split("|")) for row in table] == [14] * 5 + [9] * 5
+        assert [len(row.split("|")) for row in table] == [14] * 5 + [10] * 5
         samples = re.split(r"(?m)^-{5,}$", output)
         assert len(samples) == 5
         assert sum("there is a rose hoop and a" in sample for sample in samples) == 4

@@ -65,6 +65,9 @@ def test_files_hold_what_the_manifest_says(world):
         made = [json.loads(line) for line in (world / f"cloze_{split}.jsonl").open()]
         assert len(made) == manifest["cloze"][split]["items"] > 20
         names |= {f"{what}_{split}.jsonl" for what in ("cloze", "statements", "stories")}
+    names.add("combinations.jsonl")
+    assert len((world / "combinations.jsonl").read_text().splitlines()) == manifest[
+        "combinations"]["items"] == 32
     for name, number in manifest["probes"].items():
         assert len((world / name).read_text().splitlines()) == number > 10
     assert names | set(manifest["probes"]) == set(files(world))

@@ -15,7 +15,7 @@ import scenes_world  # noqa: E402
 from scene_checks import delta, lab  # noqa: E402
 from scenes_cloze import told_fact  # noqa: E402
 from scenes_sample import stream  # noqa: E402
-from scenes_text import text  # noqa: E402
+from scenes_text import combination_items, text  # noqa: E402
 from scenes_world import COLOURS, SHAPES  # noqa: E402
 
 
@@ -144,3 +144,19 @@ def test_stories_lead_up_to_the_statements():
         else:
             assert told.setdefault(item["group"], story) == story
     assert len(set(told.values())) > 0.9 * len(told) > 30
+
+
+def test_items_about_held_out_combinations():
+    """What is asked about stands in the story, and in none that models train on."""
+    made = list(combination_items(60))
+    assert len(made) == 60 and len({item["prefix"] for item in made}) == 60
+    trained = " ".join(text(stream(1, "train", i), "train", 0.3)[0] for i in range(300))
+    for item in made:
+        opening, shape = re.fullmatch(r"(.*) what color is the (\w+)\? it is",
+                                      item["prefix"]).groups()
+        pair = f"{item['answer']} {shape}"
+        assert pair in opening and f"{pair} " not in trained and item["answer"] in item["choices"]
+        assert 2 <= len(set(item["choices"])) == len(item["choices"]) <= 3
+        assert all(f"{choice} " in opening for choice in item["choices"])
+    first = sum(item["choices"][0] == item["answer"] for item in made)
+    assert 0.2 < first / 60 < 0.7
