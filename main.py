@@ -192,7 +192,7 @@ def run_job(args):
     elif args.job == "preflight":
         from training import preflight
 
-        preflight.run(config, args.preflight)
+        preflight.run(config, args.preflight, args.preflight_layers)
     else:
         from training import run
 

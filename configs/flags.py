@@ -42,6 +42,7 @@ GOES_WITH = {
     "tpu": {"eval", "predict", "sweep", "train"},
     "out": {"report"},
     "wandb": {"train"},
+    "preflight_layers": {"preflight"},
     "write": {"auto_layout", "auto_layout_and_mesh_shape", "search_layouts"},
 }
 
@@ -135,10 +136,10 @@ def make_parser() -> Parser:
     jobs.add_argument("--explain_layout", metavar="DIR", nargs="?", const="",
                       help="show which slice of which weight each core has, as text, HTML and PNG "
                            "(in DIR, or model_path)")
-    jobs.add_argument("--search_layouts", metavar="SLICE",
-                      help="find the fastest mesh_shape and layout for a TPU slice: all valid ones "
-                           "by arithmetic, the best by the TPU compiler; a table, a page and a "
-                           "plot; see docs/layouts.md")
+    jobs.add_argument("--search_layouts", metavar="SLICE", nargs="?", const="",
+                      help="find the fastest mesh_shape and layout for a TPU slice (of v3, with as "
+                           "many cores as mesh_shape has): all valid ones by arithmetic, the best "
+                           "by the TPU compiler; a table, a page and a plot; see docs/layouts.md")
     jobs.add_argument("--sweep", metavar="FILE",
                       help="train many runs of a config with other values of some keys, as a YAML "
                            "file says, and compare them; needs no --model. See docs/sweeps.md")
@@ -153,7 +154,10 @@ def make_parser() -> Parser:
                       help="write one HTML page of the runs in these directories, beside each "
                            "other: curves, scores, samples, configs; needs no --model")
 
-    group = parser.add_argument_group("layouts")
+    group = parser.add_argument_group("layouts and TPU slices")
+    group.add_argument("--preflight_layers", choices=("all", "few"),
+                       help="whether --preflight compiles all layers or estimates them from few "
+                            "(few above 1.4 billion parameters)")
     group.add_argument("--write", metavar="FILE",
                        help="write the config with the layout that was found (with --auto_layout, "
                             "--auto_layout_and_mesh_shape, --search_layouts)")

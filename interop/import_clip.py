@@ -8,12 +8,10 @@ import numpy as np
 
 import encoders
 from configs.errors import UserError
-from configs.schema import RunConfig
 from encoders.clip import N_VOCAB
 from interop import clip_weights, runs
-from models.clip import ACTIVATIONS
 from training import checkpoints
-from training.contrastive import text_sizes
+from training.contrastive import config_of, text_sizes
 
 _TOKEN_TABLE = "clip_text/wte"
 _NAMES = {"intermediate": "feed-forward width", "start_id": "start token's id",
@@ -51,17 +49,13 @@ def import_clip(path: str, model_path: str, new: bool = False, yes: bool = False
 
 
 def _config(path, sizes, model_path):
-    """The RunConfig of a tower; its keys of training are there because they have to be.
+    """The RunConfig of a tower.
 
     Raises:
       UserError: a run config cannot say what the tower is.
     """
-    config = RunConfig.model_validate(dict(
-        about=f"The text tower of {path}, imported to teach a student. It has no image tower.",
-        model="clip", n_layer=sizes.layers, n_head=sizes.heads, n_embd=sizes.width,
-        n_ctx=sizes.context, n_vocab=sizes.vocab, layer_norm_epsilon=sizes.epsilon,
-        activation_function=ACTIVATIONS[sizes.activation], clip={"out": sizes.out},
-        train_batch_size=1, train_steps=1, lr=0.0, model_path=model_path))
+    config = config_of(sizes, f"The text tower of {path}, imported to teach a student. It has no "
+                              "image tower.", model_path)
     told = text_sizes(config)
     for name, value in dataclasses.asdict(sizes).items():
         if name != "vocab" and getattr(told, name) != value:

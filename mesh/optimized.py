@@ -50,11 +50,12 @@ class Schedule:
     Attributes:
       cycles: that computation and memory take, by the compiler's estimate, loops counted in full.
       collectives: a list of Collective. moved: a list of Moved.
+      module: the HloModuleProto.
     """
 
     def __init__(self, serialized):
         module = hlo.parse(next(value for number, value in _fields(serialized) if number == 1))
-        self._computations = {c.id: c for c in module.computations}
+        self.module, self._computations = module, {c.id: c for c in module.computations}
         self.cycles, self.collectives, self.moved = 0, [], []
         self._walk(module.entry_computation_id, 1)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from configs.errors import UserError
-from mesh import compile_cache, estimate, pjrt, torus
+from mesh import buffers, compile_cache, estimate, pjrt, torus
 from mesh.optimized import Schedule
 
 ABSENT = ("the TPU compiler is not installed; `make preflight-env` installs it "
@@ -29,12 +29,17 @@ class Compiled:
       schedule: a mesh.optimized.Schedule.
       traffic: a list of mesh.estimate.Traffic.
       seconds: of a step, by part; see mesh.estimate.step_seconds.
+      arguments: the mesh.buffers.Buffers of weights, slots and input, the largest first.
+      buffers: those of the temporaries when they need most memory, likewise; peak: their sum.
     """
 
     memory: dict
     schedule: Schedule
     traffic: list
     seconds: dict
+    arguments: list = ()
+    buffers: list = ()
+    peak: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +96,11 @@ def compile_for(program, tpu, mesh):
     traffic = estimate.traffic(schedule, mesh, coordinates, tpu.generation,
                                torus.order(mesh, tpu.torus))
     memory = facts["memory"]
+    peak, living = buffers.at_peak(schedule.module)
     return Compiled({"arguments": memory["argument"], "temporaries": memory["temp"],
                      "results": memory["output"] - memory["alias"], "code": memory["code"]},
-                    schedule, traffic, estimate.step_seconds(schedule, traffic, tpu.generation))
+                    schedule, traffic, estimate.step_seconds(schedule, traffic, tpu.generation),
+                    buffers.arguments(schedule.module, program.arguments), living, peak)
 
 
 def _answer(program, tpu):

@@ -21,7 +21,7 @@ FLAGS = {
     "--check_dataset", "--diff", "--dry_run", "--print_config", "--auto_layout",
     "--auto_layout_and_mesh_shape", "--search_layouts",
     "--explain_layout", "--write", "--preflight", "--import_from", "--export", "--sweep", "--wandb",
-    "--report", "--out",
+    "--report", "--out", "--preflight_layers",
     "--steps_per_checkpoint", "--new", "--yes", "--prompt",
     "--num_samples", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--stop", "--seed",
     "--entmax_sampling", "--checkpoint", "--interactive", "--quiet", "--verbose", "--debug",

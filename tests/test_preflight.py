@@ -8,10 +8,12 @@ import jobs
 import pytest
 
 from configs import schema
-from mesh import compile_cache, pjrt, tpus
+from mesh import buffers, compile_cache, estimate, hlo, pjrt, tpus
 from mesh import preflight as mesh_preflight
 from mesh.compat import mtf
-from training import ahead, flops, objectives
+from models import clip
+from training import ahead, contrastive, flops, objectives, proxies
+from training import compiled as compiled_step
 from training import preflight as preflight_run
 
 compiled = pytest.mark.skipif(pjrt.library() is None,
@@ -67,6 +69,33 @@ def test_a_step_of_gpt_c_is_made_without_its_student(tmp_path, capsys, monkeypat
     assert "clip.student" in error and len(programs) == 1
 
 
+@pytest.mark.parametrize("name", ["text_clip", "demo_student"])
+def test_a_teacher_that_is_not_there_has_its_configs_sizes(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    config = schema.load(name)
+    taken = proxies.frozen_of(config)
+    sizes = contrastive.text_sizes(taken.config)
+    if name == "text_clip":  # its teacher is imported: OpenAI's ViT-B/32
+        assert sizes == clip.ClipSizes() and sizes.longest_text == config.clip.window
+    else:
+        assert taken.config == schema.load("demo_clip")
+
+
+@pytest.mark.parametrize("name", ["demo_student", "demo_clip"])
+def test_steps_with_clip_are_made_from_nothing(tmp_path, monkeypatch, name):
+    """Neither data nor a teacher, and few layers: all weights are in the program."""
+    monkeypatch.chdir(tmp_path)
+    config = proxies.of_layers(schema.load(name), [1]).replace(
+        mesh_shape="x:2", layout="batch:x", train_batch_size=4)
+    facts, specs = preflight_run._data(config)
+    objective = proxies.objective(config, facts, preflight_run._frozen(config))
+    program, impl = ahead.program(config, objective, specs)
+    assert {"tokens", "valid", "core"} <= set(program.arguments)
+    towers = {"demo_student": ["clip_student/h0/mlp/out/kernel", "clip_text/h1/mlp/out/kernel"],
+              "demo_clip": ["clip_text/h0/mlp/out/kernel", "clip_image/projection"]}
+    assert {*towers[name]} <= set(program.arguments) and program.cores == 2
+
+
 def test_model_flops_count_what_a_token_passes():
     def of_token(config, **sizes):
         shapes = {name: mtf.Shape([mtf.Dimension(d, n) for d, n in dims])
@@ -83,6 +112,110 @@ def test_model_flops_count_what_a_token_passes():
                             moe_params={"num_experts": 4, "gating": "top_2"})
     assert of_token(experts, a=[("x", 5)], b=[("experts", 4), ("x", 6)]) == (
         6 * (5 + 2 * 6) + 12 * 2 * 8 * 16)
+
+
+def test_few_layers_stand_for_all():
+    """One of each kind, and one more of each: what layers of a kind cost comes out of it."""
+    def told(**keys):
+        config = graphs.config(n_layer=6, **keys)
+        models = compiled_step._of_few(config)
+        assert sum(times for times, _ in models) == 1
+        found = {}
+        for times, model in models:
+            for layer, kind in enumerate(model.attention_types):
+                kind += "_moe" if layer in (model.moe_layers or ()) else ""
+                found[kind] = found.get(kind, 0) + times
+        return [model.n_layer for _, model in models], found
+
+    assert told(attention_types=["global"] * 6) == ([1, 2], {"global": 6})
+    assert told(attention_types=["global", "local", "local"] * 2) == (
+        [2, 3, 3], {"global": 2, "local": 4})
+    experts = dict(moe_layers=[1, 4, 5], moe_params={"num_experts": 4, "gating": "top_2"})
+    assert told(attention_types=["global"] * 6, **experts) == (
+        [2, 3, 3], {"global": 3, "global_moe": 3})
+    assert told(attention_types=["global"] * 5 + ["none"]) == ([2, 3], {"global": 5, "none": 1})
+    short = graphs.config(n_layer=2)
+    assert compiled_step._of_few(short) == [(1, short)]
+
+
+def test_figures_of_few_layers_add_up():
+    def found(layers):
+        row = estimate.Traffic("x", "all-reduce", 2 + layers, 10 + layers, 1.0 + layers)
+        return compiled_step.Found(
+            {"arguments": 100 * layers + 7}, {"compute": 2.0 * layers + 1}, [row],
+            {"count": 3, "bytes": 5 * layers}, 11.0 * layers, [], [], layers)
+
+    whole = compiled_step._added([(-4, found(1)), (5, found(2))])
+    assert whole._replace(arguments=[], buffers=[], peak=6) == found(6)
+    assert whole.peak == 2  # of the largest model that was compiled
+
+
+HLO = """
+HloModule step, is_scheduled=true, input_output_alias={ {}: (0, {}, may-alias) }
+
+body {
+  state = (s32[], f32[256]) parameter(0)
+  i = s32[] get-tuple-element(state), index=0
+  total = f32[256] get-tuple-element(state), index=1
+  one = s32[] constant(1)
+  next = s32[] add(i, one)
+  wide = f32[4,256] broadcast(total), dimensions={1}, metadata={op_name="gpt/h3/mlp/in"}
+  narrow = f32[1,256] slice(wide), slice={[0:1], [0:256]}, metadata={op_name="gpt/h3/mlp/out"}
+  part = f32[256] bitcast(narrow)
+  sum = f32[256] add(total, part)
+  ROOT out = (s32[], f32[256]) tuple(next, sum)
+}
+
+condition {
+  state = (s32[], f32[256]) parameter(0)
+  i = s32[] get-tuple-element(state), index=0
+  four = s32[] constant(4)
+  ROOT less = pred[] compare(i, four), direction=LT
+}
+
+ENTRY main {
+  weight = f32[256] parameter(0)
+  zero = s32[] constant(0)
+  early = f32[64,256] broadcast(weight), dimensions={1}, metadata={op_name="read at once"}
+  cut = f32[1,256] slice(early), slice={[0:1], [0:256]}
+  start = f32[256] bitcast(cut)
+  held = f32[2,256] broadcast(weight), dimensions={1}, metadata={op_name="gpt/h0/attn"}
+  HELD
+  begun = (s32[], f32[256]) tuple(zero, start)
+  looped = (s32[], f32[256]) while(begun), condition=condition, body=body
+  found = f32[256] get-tuple-element(looped), index=1
+  late = f32[1,256] slice(held), slice={[0:1], [0:256]}
+  flat = f32[256] bitcast(late)
+  ROOT sum = f32[256] add(found, flat)
+}
+"""
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_what_fills_memory_is_told_by_the_order_of_operations(second):
+    """A program in XLA's own text: what is live when most is, and where it comes from."""
+    from jaxlib import xla_client
+
+    again = ('other = f32[62,256] broadcast(weight), dimensions={1}\n'
+             '  used = f32[1,256] slice(other), slice={[0:1], [0:256]}')
+    parsed = xla_client._xla.hlo_module_from_text(HLO.replace("HELD", again if second else ""))
+    module = hlo.parse(parsed.as_serialized_hlo_module_proto())
+    total, found = buffers.at_peak(module)
+    kb = 1024  # 256 floats
+    if second:  # beside it: held, and what the loop begins with
+        assert total == 66 * kb and found[0].bytes == 62 * kb
+    else:  # when `early` is cut it is alone with the cut
+        assert total == 65 * kb and found[0] == (64 * kb, 1, "f32[64,256]", "read at once")
+    [argument] = buffers.arguments(module, ["gpt/wte"])
+    assert argument == (kb, 1, "f32[256]", "gpt/wte")
+    for computation in module.computations:  # without `early` and `other` the loop needs most
+        for instruction in computation.instructions:
+            if len(instruction.shape.dimensions) == 2 and instruction.shape.dimensions[0] > 60:
+                instruction.shape.dimensions[0] = 1
+    total, found = buffers.at_peak(module)
+    assert total == 8 * kb
+    assert [(one.bytes // kb, one.place) for one in found[:2]] == [
+        (4, "gpt/h3/mlp/in"), (2, "gpt/h0/attn")]
 
 
 @compiled
@@ -110,6 +243,8 @@ def test_data_parallel_step_on_v3_8(tmp_path, capsys):
     assert set(found) == {"fits", "hbm_gib", "hbm_limit_gib", "step_seconds", "tokens_per_second",
                           "mfu", "collectives"}
     assert found["fits"] and 0 < found["hbm_gib"] < 1 and found["hbm_limit_gib"] == 15.48
+    shown = done.stdout.partition("largest arguments")[2]
+    assert "64,16]" in shown and "gpt/wte" in shown and "when they need most" in shown
     assert found["tokens_per_second"] == pytest.approx(8 * 16 / found["step_seconds"], rel=1e-2)
     # Only gradients, in float32, and a few scalars are added up: 64 rows of tokens, once for each
     # of the two uses of their table, 16 positions, a block of 12·16² weights and 13·16 biases and

@@ -31,7 +31,7 @@ def run(config, shape_too=False, cores=None, write=None):
     auto_layout.check_installed(flag)
     check_write(write)
     shapes = _shapes(config, shape_too, cores, flag)
-    small = proxies.of_layers(config, _LAYERS).replace(mesh_shape="", layout="")
+    small = proxies.of_layers(config, range(_LAYERS)).replace(mesh_shape="", layout="")
     graph, outputs = proxies.graph_of(small, *proxies.facts_and_specs(small),
                                       proxies.frozen_of(small))
     found = []

@@ -1,5 +1,6 @@
 """The objective of CLIP: pictures and their captions find each other in a batch."""
 
+from configs.schema import RunConfig
 from mesh.compat import tf
 from models import clip, clip_image, similarity
 from training.objective import Objective
@@ -13,6 +14,17 @@ def text_sizes(config):
         vocab=config.n_vocab_padded, out=config.clip_out,
         activation=names[config.activation_function], epsilon=config.layer_norm_epsilon,
         start_id=config.n_vocab - 2, end_id=config.n_vocab - 1)
+
+
+def config_of(sizes, about, model_path):
+    """The RunConfig of a text tower alone, of models.clip.ClipSizes; its keys of training are there
+    because they have to be.
+    """
+    return RunConfig.model_validate(dict(
+        about=about, model="clip", n_layer=sizes.layers, n_head=sizes.heads, n_embd=sizes.width,
+        n_ctx=sizes.context, n_vocab=sizes.vocab, layer_norm_epsilon=sizes.epsilon,
+        activation_function=clip.ACTIVATIONS[sizes.activation], clip={"out": sizes.out},
+        train_batch_size=1, train_steps=1, lr=0.0, model_path=model_path))
 
 
 def image_sizes(config):

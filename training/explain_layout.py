@@ -29,7 +29,7 @@ def run(config, directory):
     """
     facts, specs = proxies.facts_and_specs(config)
     taken = proxies.frozen_of(config)
-    small = proxies.of_layers(config, _LAYERS)
+    small = proxies.of_layers(config, range(_LAYERS))
     logging.info("building the step of %d layers", small.n_layer)
     impl = proxies.recorded(small, facts, specs, taken)
     graph, _ = proxies.graph_of(config, facts, specs, taken)

@@ -41,6 +41,12 @@ def of_config(config, tpu):
     return _Step(config, tpu).estimate()
 
 
+def parameters(config):
+    """How many weights a language model has, or a student."""
+    whole = _Step(config.replace(mesh_shape="", layout=""), None)
+    return sum(number * size for number, size, _ in whole.weights())
+
+
 class _Step:
     """What of_config computes, part by part; see there for the arguments."""
 

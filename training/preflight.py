@@ -2,23 +2,29 @@
 
 import json
 import logging
-import os
 
 import inputs
 from configs.errors import UserError
 from mesh import preflight, tpus
 from mesh.compat import tf
-from training import ahead, flops, objectives, proxies, remedies
+from training import compiled, frozen, layout_model, proxies, remedies
 
 _GIB = 2 ** 30
+_WHOLE = 1.4e9  # parameters, above which few layers are compiled
+_LARGEST = 8  # buffers that are shown
 REMEDIES = ("recompute_grad=true, a lower tokens_per_mb_per_replica or train_batch_size, "
             "precision=bfloat16, or a layout that splits heads, vocab and intermediate_expanded")
 
 
-def run(config, name):
+def run(config, name, layers=None):
     """Compiles the training step for the TPU slice called `name`, and prints a report.
 
     The last line on stdout is JSON.
+
+    Args:
+      config: the run's config. name: of a slice, such as "v3-8".
+      layers: "all" compiles the whole step, "few" models of few layers, from which all are
+        estimated; by default few for large models.
 
     Raises:
       UserError: the slice or the compiler is not there, or the mesh has another number of positions
@@ -30,42 +36,45 @@ def run(config, name):
                         f"{config.mesh_size} positions, and {name} has {tpu.cores} cores; try "
                         f"--set mesh_shape=x:{tpu.cores} --set layout=batch:x")
     preflight.check_installed()
-    found, of_token = _compiled(config, tpu)
-    tokens = config.train_batch_size * config.n_ctx
+    step = Step(config, tpu, layers)
+    found = step.compiled(config)
     if isinstance(found, preflight.TooLarge):
-        _print_refusal(found, tpu, _tried(config, tpu))
+        _print_refusal(found, tpu, step.tried())
     else:
-        tried = () if _fits(found, tpu) else _tried(config, tpu)
-        _print_report(found, tpu, tokens, config.train_steps, of_token * tokens, tried)
+        _print_report(found, config, tpu, () if step.fits(found) else step.tried())
 
 
-def _compiled(config, tpu):
-    """(what preflight.compile_for says of a config's step, its model FLOPs a token)."""
-    facts, specs = _data(config)
-    objective = objectives.of_run(config, facts, _frozen(config))
-    program, impl = ahead.program(config, objective, specs, tpu.torus)
-    logging.info("compiling for %s (%s); this takes minutes for a large model", tpu.name,
-                 tpu.topology)
-    return (preflight.compile_for(program, tpu, config.mesh),
-            flops.of_token(config, (variable for variable, *_ in impl.variables.values())))
+class Step:
+    """A run's training step, to be compiled with this and that changed.
 
+    Args:
+      config: a RunConfig. tpu: a mesh.tpus.Slice. layers: see run.
+    """
 
-def _fits(found, tpu):
-    return (isinstance(found, preflight.Compiled)
-            and sum(found.memory.values()) <= tpu.generation.memory)
+    def __init__(self, config, tpu, layers=None):
+        self._config, self._tpu = config, tpu
+        self._few = layers == "few" if layers else layout_model.parameters(config) > _WHOLE
+        self._batch, self._taken = _data(config), _frozen(config)
 
+    def compiled(self, config):
+        """The training.compiled.Found of the config, or of one with changes, or a TooLarge."""
+        return compiled.of_config(config, self._tpu, self._batch, self._taken, self._few)
 
-def _tried(config, tpu):
-    """Remedies up to the first that makes the step fit: {"set", "fits", "hbm_gib"} of each."""
-    rows = []
-    for change, changed in remedies.of_run(config):
-        logging.info("it does not fit; trying %s", remedies.flags(change))
-        found, _ = _compiled(changed, tpu)
-        used = found.needed if isinstance(found, preflight.TooLarge) else sum(found.memory.values())
-        rows.append({"set": change, "fits": _fits(found, tpu), "hbm_gib": used and used / _GIB})
-        if rows[-1]["fits"]:
-            break
-    return rows
+    def fits(self, found):
+        """Whether a core of the slice has the memory."""
+        return isinstance(found, compiled.Found) and found.used <= self._tpu.generation.memory
+
+    def tried(self):
+        """Remedies up to the first that makes it fit: {"set", "fits", "hbm_gib"} of each."""
+        rows = []
+        for change, changed in remedies.of_run(self._config):
+            logging.info("it does not fit; trying %s", remedies.flags(change))
+            found = self.compiled(changed)
+            used = found.needed if isinstance(found, preflight.TooLarge) else found.used
+            rows.append({"set": change, "fits": self.fits(found), "hbm_gib": used and used / _GIB})
+            if rows[-1]["fits"]:
+                break
+        return rows
 
 
 def _print_tried(rows):
@@ -82,8 +91,6 @@ def _data(config):
             return (inputs.dataset_facts(config, "train"),
                     inputs.train_input_fn(config, 0)({}).element_spec)
     except UserError as error:
-        if config.model == "clip":
-            raise
         logging.info("note: %s; the step is compiled for n_vocab = %d ids all the same", error,
                      config.n_vocab)
     return proxies.facts_and_specs(config)
@@ -93,8 +100,10 @@ def _frozen(config):
     """The frozen weights of a run, or what stands for them; a note says which."""
     taken = proxies.frozen_of(config)
     if isinstance(taken, proxies.Unread):
-        logging.info("note: %s is not there; the step is compiled for a student of configs/%s.json",
-                     config.clip.student, os.path.basename(config.clip.student.rstrip("/")))
+        key, _, _ = frozen.SOURCES[config.model]
+        known = taken.config.about.splitlines()[0]
+        logging.info("note: clip.%s: %s is not there; the step is compiled for this one: %s", key,
+                     getattr(config.clip, key), known)
     return taken
 
 
@@ -110,32 +119,56 @@ def _print_refusal(found, tpu, tried):
                 collectives=[], remedies=tried)
 
 
-def _print_report(found, tpu, tokens, steps, flops, tried):
-    limit, used = tpu.generation.memory, sum(found.memory.values())
-    seconds, fits = sum(found.seconds.values()), used <= limit
-    mfu = flops / (seconds * tpu.cores * tpu.generation.peak)
+def _print_report(found, config, tpu, tried):
+    limit, fits = tpu.generation.memory, found.used <= tpu.generation.memory
+    answer = figures(found, config, tpu)
+    seconds, steps = answer["step_seconds"], config.train_steps
     parts = ", ".join(f"{kind} {size / _GIB:.2f}" for kind, size in found.memory.items())
     times = ", ".join(f"{part} {value:.4g}" for part, value in found.seconds.items())
-    moved = found.schedule.moved
-    print(f"{tpu.name}: {'fits' if fits else 'does not fit'}: {used / _GIB:.2f} of "
+    flops = found.flops * config.train_batch_size * config.n_ctx
+    if found.layers:
+        print(f"EXTRAPOLATED to {config.n_layer} layers from models of "
+              f"{' and '.join(map(str, found.layers))}; --preflight_layers all compiles all")
+    print(f"{tpu.name}: {'fits' if fits else 'does not fit'}: {found.used / _GIB:.2f} of "
           f"{limit / _GIB:.2f} GiB of each core's memory ({parts})")
     if not fits:
         print(f"Try --set {REMEDIES}.")
         _print_tried(tried)
     print(f"estimated step: {seconds:.4g} s ({times}; docs/tpu.md has the formula)")
-    print(f"{tokens / seconds:,.0f} tokens/s, MFU {mfu:.1%} of {flops:.3g} FLOPs a step; "
-          f"{steps:,} steps take {steps * seconds / 86400:.3g} days, "
+    print(f"{answer['tokens_per_second']:,.0f} tokens/s, MFU {answer['mfu']:.1%} of {flops:.3g} "
+          f"FLOPs a step; {steps:,} steps take {steps * seconds / 86400:.3g} days, "
           f"{steps * seconds / 3600 * tpu.cores:,.0f} core-hours")
     print("collectives of one core in a step:")
     for row in found.traffic:
         print(f"  {row.axes:8} {row.kind:18} {row.count:5} {row.bytes / 1e6:12,.2f} MB "
               f"{row.seconds:.4g} s")
-    print(f"gathers and scatters, which the compiler counts as nothing: "
-          f"{sum(x.times for x in moved)}, {sum(x.bytes * x.times for x in moved) / 1e6:,.2f} MB")
-    _print_json(fits=fits, hbm_gib=used / _GIB, hbm_limit_gib=limit / _GIB, step_seconds=seconds,
-                tokens_per_second=tokens / seconds, mfu=mfu,
-                collectives=[row._asdict() for row in found.traffic],
-                **({} if fits else {"remedies": tried}))
+    print(f"gathers and scatters, which the compiler counts as nothing: {found.moved['count']}, "
+          f"{found.moved['bytes'] / 1e6:,.2f} MB")
+    of = f" of the model of {found.layers[-1]} layers" if found.layers else ""
+    print(f"largest arguments{of}:")
+    _print_buffers(found.arguments)
+    print(f"largest temporaries{of} when they need most, {found.peak / _GIB:.2f} GiB:")
+    _print_buffers(found.buffers)
+    _print_json(**answer, **({} if fits else {"remedies": tried}))
+
+
+def figures(found, config, tpu):
+    """What the last line says of a training.compiled.Found."""
+    seconds = sum(found.seconds.values())
+    tokens = config.train_batch_size * config.n_ctx
+    answer = {"fits": found.used <= tpu.generation.memory, "hbm_gib": found.used / _GIB,
+              "hbm_limit_gib": tpu.generation.memory / _GIB, "step_seconds": seconds,
+              "tokens_per_second": tokens / seconds,
+              "mfu": found.flops * tokens / (seconds * tpu.cores * tpu.generation.peak),
+              "collectives": [row._asdict() for row in found.traffic]}
+    if found.layers:
+        answer["extrapolated_from_layers"] = found.layers
+    return answer
+
+
+def _print_buffers(listed):
+    for one in listed[:_LARGEST]:
+        print(f"  {one.count:3} × {one.bytes / 2**20:10,.2f} MiB  {one.shape:28} {one.place}")
 
 
 def _print_json(**values):

@@ -6,12 +6,15 @@ import os
 import numpy as np
 
 import inputs
-from configs import layouts, schema
+from configs import layouts, reading, schema
 from configs.errors import UserError
 from mesh import recording
 from mesh.compat import mtf, tf
+from models import clip
 from models import layers as model_layers
-from training import frozen, model_fn, objectives
+from training import checkpoints, contrastive, frozen, model_fn, objectives
+
+VIT_B32 = "The text tower of OpenAI's ViT-B/32, imported."
 
 
 @dataclasses.dataclass
@@ -36,49 +39,75 @@ class Unread:
 
 
 def frozen_of(config):
-    """The frozen weights of a run; those of no run by the config in configs/ of the run's name.
+    """The frozen weights of a run; those of no run by the config that would train it.
 
-    So `clip.student = "runs/text_clip"` is what configs/text_clip.json says, before it is trained.
+    That is the config in configs/ with such a model_path, or of the directory's name: so
+    `clip.student = "runs/text_clip"` is what configs/text_clip.json says, before it is trained. A
+    teacher that no config knows has the sizes of OpenAI's ViT-B/32, as an imported one.
 
     Raises:
-      UserError: there is neither a run nor such a config.
+      UserError: there is neither a run nor such a config, or the run cannot be used.
     """
     try:
         return frozen.of_run(config)
     except UserError:
-        if config.model != "gpt_c":
+        key, kind, _ = frozen.SOURCES[config.model]
+        directory = getattr(config.clip, key).rstrip("/")
+        other = None if checkpoints.latest(directory) else _would_train(directory, kind)
+        if other is None:
             raise
-        name = os.path.basename(config.clip.student.rstrip("/"))
-        try:
-            student = schema.load(name)
-        except UserError:
-            student = None
-        if student is None or student.model != "clip_student":
-            raise
-    layouts.check_tower(config, "clip.student", student, student.clip_out)
-    return Unread(student)
+    layouts.check_tower(config, f"clip.{key}", other, other.clip_out)
+    return Unread(other)
 
 
-def of_layers(config, number):
-    """A config of `number` layers, the first ones of a config; itself if it has no more."""
-    if number >= config.n_layer:
+def _would_train(directory, kind):
+    """The config of a run of a kind, which is not there yet; None if it is not known."""
+    for name in reading.shipped_configs():
+        config = schema.load(name)
+        if config.model == kind and (config.model_path == directory
+                                     or name == os.path.basename(directory)):
+            return config
+    return contrastive.config_of(clip.ClipSizes(), VIT_B32, directory) if kind == "clip" else None
+
+
+def objective(config, facts, taken):
+    """A run's objective; of a student without asking for its validation data."""
+    return objectives.of_run(config.replace(eval_steps=0), facts, taken)
+
+
+def of_layers(config, kept):
+    """A config of some of its layers alone; itself if they are all.
+
+    Args:
+      config: a RunConfig. kept: the numbers of the layers, from 0 on, in order.
+    """
+    kept = [layer for layer in kept if layer < config.n_layer]
+    if len(kept) == config.n_layer:
         return config
-    changes = {"n_layer": number, "attention_types": list(config.attention_types[:number])}
+    changes = {"n_layer": len(kept),
+               "attention_types": [config.attention_types[layer] for layer in kept]}
     if config.moe_layers:
-        changes["moe_layers"] = [layer for layer in config.moe_layers if layer < number]
+        changes["moe_layers"] = [place for place, layer in enumerate(kept)
+                                 if layer in config.moe_layers]
     if config.model == "gpt_c":
-        kept = [layer for layer in config.clip.layer if layer == "last" or layer <= number]
-        changes["clip"] = {**config.clip.model_dump(exclude_unset=True), "layer": kept or ["last"]}
+        heard = [layer for layer in config.clip.layer if layer == "last" or layer <= len(kept)]
+        changes["clip"] = {**config.clip.model_dump(exclude_unset=True), "layer": heard or ["last"]}
     return config.replace(**changes)
 
 
 def facts_and_specs(config):
-    """(an inputs.Facts, {name: tf.TensorSpec} of a batch of texts), as if there were data."""
+    """(an inputs.Facts, {name: tf.TensorSpec} of a batch of texts or pictures), as if of data."""
     facts = inputs.Facts(tokens=0, bytes=None, decoded_bytes=None, windows=0, encoder=None,
                          encoder_hash=None, n_vocab=config.n_vocab, eos_id=None, datasets=())
     batch = config.train_batch_size
-    return facts, {"tokens": tf.TensorSpec([batch, config.window_size + 1], tf.int32),
-                   "valid": tf.TensorSpec([batch], tf.int32)}
+    tokens = config.n_ctx if config.model == "clip" else config.window_size + 1
+    specs = {"tokens": tf.TensorSpec([batch, tokens], tf.int32),
+             "valid": tf.TensorSpec([batch], tf.int32)}
+    if config.model == "clip":
+        side = config.clip.image_size
+        specs |= {"ends": specs["valid"],
+                  "images": tf.TensorSpec([batch, side, side, 3], tf.uint8)}
+    return facts, specs
 
 
 def graph_of(config, facts, specs, taken):
@@ -91,11 +120,11 @@ def graph_of(config, facts, specs, taken):
         mesh = mtf.Mesh(mtf.Graph(), "mesh")
         features = {name: tf.placeholder(spec.dtype, spec.shape, name)
                     for name, spec in specs.items()}
-        objective = objectives.of_run(config, facts, taken)
-        inputs, _ = objective.features(mesh, features, tf.constant(0))
+        asked = objective(config, facts, taken)
+        inputs, _ = asked.features(mesh, features, tf.constant(0))
         key = mtf.import_tf_tensor(mesh, tf.constant(0), mtf.Shape([]))
         ctx = model_layers.Context(mesh, config, key)
-        terms = list(objective.terms(ctx, inputs).values())
+        terms = list(asked.terms(ctx, inputs).values())
         terms += [term.total for term in ctx.terms.values()]
         variables = [v.outputs[0] for v in mesh.graph.trainable_variables]
         gradients = mtf.gradients([mtf.add_n(terms)], variables)
@@ -108,7 +137,7 @@ def recorded(config, facts, specs, taken):
         features = {name: tf.placeholder(spec.dtype, spec.shape, name)
                     for name, spec in specs.items()}
         impl = recording.mesh_of(config)
-        model_fn.train_step(config, objectives.of_run(config, facts, taken),
+        model_fn.train_step(config, objective(config, facts, taken),
                             mtf.Mesh(mtf.Graph(), "mesh"), features,
                             lambda _, mesh: mtf.Lowering(mesh.graph, {mesh: impl},
                                                          autostack=False))

@@ -12,15 +12,7 @@ from configs.errors import UserError
 from configs.progress import tqdm
 from mesh import pjrt, preflight, tpus
 from mesh.compat import tf
-from training import (
-    ahead,
-    auto_layout,
-    checkpoints,
-    layout_model,
-    layout_report,
-    objectives,
-    proxies,
-)
+from training import auto_layout, checkpoints, compiled, layout_model, layout_report
 
 FLAG = "--search_layouts"
 _COMPILED = 6  # how many layouts the compiler sees, beside the config's own
@@ -61,12 +53,14 @@ def run(config, name, write=None):
     on stdout is JSON.
 
     Args:
-      config: the run's config. name: of a TPU slice, such as "v3-32".
+      config: the run's config.
+      name: of a TPU slice, such as "v3-32"; if empty, of v3 and as many cores as the mesh has.
       write: where to write the config with the best, or None.
 
     Raises:
       UserError: there is no such slice, the model is no language model, or `write` is there.
     """
+    name = name or f"v3-{config.mesh_size}"
     tpu = tpus.find(name, FLAG)
     if config.model not in layouts.LANGUAGE_MODELS:
         raise UserError(f"{FLAG}: finds layouts of language models, not of model {config.model}; "
@@ -176,31 +170,11 @@ def _key(config, tpu):
 
 
 def compile_layout(config, tpu):
-    """(seconds of a step, bytes of a core), from models of one and two times a pattern of layers.
+    """(seconds of a step, bytes of a core), from models of few layers (training/compiled.py).
 
-    Both grow by the same for each layer. Seconds are None where the step does not fit.
+    Seconds are None where the step does not fit.
     """
-    period = _period(config)
-    sizes = [config.n_layer] if 2 * period >= config.n_layer else [period, 2 * period]
-    figures = []
-    for layers in sizes:
-        small = proxies.of_layers(config, layers)
-        facts, specs = proxies.facts_and_specs(small)
-        objective = objectives.of_run(small, facts, proxies.frozen_of(small))
-        program, _ = ahead.program(small, objective, specs, tpu.torus)
-        found = preflight.compile_for(program, tpu, small.mesh)
-        if isinstance(found, preflight.TooLarge):
-            return None, found.needed or tpu.generation.memory + 1
-        figures.append((sum(found.seconds.values()), sum(found.memory.values())))
-    if len(figures) == 1:
-        return figures[0]
-    more = config.n_layer / period - 1
-    return tuple(one + more * (two - one) for one, two in zip(*figures, strict=True))
-
-
-def _period(config):
-    """After how many layers kinds of attention, and experts, repeat; all layers if they do not."""
-    kinds = [(kind, layer in (config.moe_layers or ()))
-             for layer, kind in enumerate(config.attention_types)]
-    return next(n for n in range(1, len(kinds) + 1)
-                if len(kinds) % n == 0 and kinds == kinds[:n] * (len(kinds) // n))
+    found = compiled.of_config(config, tpu, few=True)
+    if isinstance(found, preflight.TooLarge):
+        return None, found.needed or tpu.generation.memory + 1
+    return sum(found.seconds.values()), found.used
