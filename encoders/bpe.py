@@ -172,12 +172,14 @@ class WordEncoder(Encoder):
         self._pieces = Pieces(self._of_piece)
 
     def encode(self, text: str) -> list[int]:
+        self._trim()
         return array(self.typecode, self._packed(text)).tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return list(map(self.encode, texts))
 
     def encode_packed(self, texts: Sequence[str]) -> tuple[array, list[int]]:
+        self._trim()
         packed = list(map(self._packed, texts))
         ids = array(self.typecode, b"".join(packed))
         return ids, [len(piece) // ids.itemsize for piece in packed]
@@ -216,7 +218,7 @@ class WordEncoder(Encoder):
                      chain.from_iterable(map(self._words.__getitem__, find(text))))
 
     def _trim(self) -> None:
-        """Forgets pieces or words if there is no room for more; to be called for each text."""
+        """Forgets pieces or words if there is no room for more; to be called now and then."""
         self._words.trim()
         self._pieces.trim()
 

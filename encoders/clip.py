@@ -88,12 +88,12 @@ class ClipEncoder(bpe.WordEncoder):
         super().__init__(words, table, _ASCII_WORDS, _find_words)
 
     def _packed(self, text: str) -> bytes:
-        text = clean(text).lower()
-        self._trim()
-        if _NO_BLANKS(text):
-            return self._ids(text).tobytes()
+        if _DIRTY(text):
+            text = clean(text)
+            if _NO_BLANKS(text):
+                return self._ids(text.lower()).tobytes()
         # No word has a blank, nor looks beyond one.
-        return b"".join(map(self._pieces.__getitem__, text.split()))
+        return b"".join(map(self._pieces.__getitem__, text.lower().split()))
 
     def to_tokenizers(self) -> "Tokenizer":
         """As Hugging Face's CLIPTokenizer: ftfy's mending and HTML entities are left out."""

