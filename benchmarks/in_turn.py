@@ -35,7 +35,7 @@ def begin(threads):
     return load
 
 
-def timed(ways, rounds, description=None, warm=1):
+def timed(ways, rounds, description=None, warm=1, clock=time.perf_counter):
     """Calls each way once a round, after rounds that do not count.
 
     Args:
@@ -43,16 +43,17 @@ def timed(ways, rounds, description=None, warm=1):
       rounds: how many.
       description: of the progress bar.
       warm: how many do not count.
+      clock: what tells the seconds: time.process_time's are of the processor.
 
     Returns:
-      {name: seconds by the clock of each round}.
+      {name: seconds of each round}.
     """
     found = {name: [] for name in ways}
     for _ in tqdm(range(warm + rounds), desc=description, disable=None):
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = clock()
             way()
-            found[name].append(time.perf_counter() - began)
+            found[name].append(clock() - began)
     return {name: seconds[warm:] for name, seconds in found.items()}
 
 
