@@ -6,8 +6,8 @@
 Ours is the whole of datasets/create_tfrecords.py but for loading the encoder: reading, encoding,
 counting, writing. Theirs reads the same documents, encodes them with OpenAI's SimpleTokenizer or a
 fast tokenizer of transformers', and writes chunks with TensorFlow's writer, as GPT-Neo's script
-does. Both run in turn in this process, on one core, and the seconds are the processor's. Without --text the text is that of the
-picture-caption world. That both give the same ids is checked.
+does. Both run in turn in this process, on one core, and the seconds are the processor's. Without
+--text the text is that of the picture-caption world. That both give the same ids is checked.
 """
 
 import argparse
