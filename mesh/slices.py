@@ -23,6 +23,11 @@ class Slices:
     def __init__(self, mesh_impl):
         self._impl = mesh_impl
 
+    @property
+    def have_devices(self):
+        """Whether each slice is on a device of its own, and not in one program for all cores."""
+        return bool(getattr(self._impl, "devices", None))
+
     def map(self, fn, *laid_out):
         """Applies `fn`, from tf tensors to a tf tensor or a tuple of them, to every slice."""
         return self._impl.slicewise(fn, *laid_out)
@@ -40,8 +45,8 @@ class Slices:
             are given to `fn` as they are.
         """
         size = math.prod(laid_out[0].to_laid_out_tensor().slice_shape)
-        devices = getattr(self._impl, "devices", None)
-        on_cpus = devices and all(not d or d.lower().startswith("cpu") for d in devices)
+        on_cpus = self.have_devices and all(
+            not d or d.lower().startswith("cpu") for d in self._impl.devices)
         return self.map(_compiled(fn) if on_cpus and size >= _LEAST_TO_COMPILE else fn, *laid_out)
 
     def sum(self, x, dim):

@@ -150,9 +150,14 @@ class Reader:
 
     def logits(self, ctx, hidden):
         """Scores of the next token. [..., clip_out] -> [..., clip_vocab]."""
+        x, table, _ = self.head(ctx, hidden)
+        table = mtf.transpose(table, mtf.Shape([self.student.embd, self.vocab]))
+        return ops.dense(x, table, None, [self.student.embd], name="head")
+
+    def head(self, ctx, hidden):
+        """What makes the logits: [..., clip_embd], the table [clip_vocab, clip_embd], no bias."""
         student = self.student
         with tf.variable_scope("text_head", reuse=tf.AUTO_REUSE):
             x = layers.dense(ctx, hidden, [student.out], [student.embd], "projection",
                              student.out.size ** -0.5)
-        table = mtf.transpose(student.table(ctx), mtf.Shape([student.embd, self.vocab]))
-        return ops.dense(x, table, None, [student.embd], name="head")
+        return x, student.table(ctx), None

@@ -91,12 +91,22 @@ class GPT:
 
     def logits(self, ctx, hidden):
         """Scores of the next token. [batch, sequence, embd] -> [batch, sequence, vocab]."""
+        hidden, kernel, bias = self.head(ctx, hidden)
+        if bias is None:
+            kernel = mtf.transpose(kernel, mtf.Shape([self.embd, self.vocab]))
+        return ops.dense(hidden, kernel, bias, [self.embd], name="head")
+
+    def head(self, ctx, hidden):
+        """What makes the logits: hidden states, the kernel and its bias.
+
+        That is [embd, vocab] and [vocab], or where it is the table of tokens [vocab, embd] and
+        None.
+        """
         with tf.variable_scope("gpt", reuse=tf.AUTO_REUSE):
             if self.config.no_weight_tie:
-                return layers.dense(ctx, hidden, [self.embd], [self.vocab], "head",
-                                    self.config.initializer_range)
-            table = mtf.transpose(self._token_table(ctx), mtf.Shape([self.embd, self.vocab]))
-            return ops.dense(hidden, table, None, [self.embd], name="head")
+                return hidden, *layers.dense_weights(ctx, [self.embd], [self.vocab], "head",
+                                                     self.config.initializer_range)
+            return hidden, self._token_table(ctx), None
 
     def _token_table(self, ctx):
         return ctx.variable("wte", [self.vocab, self.embd],

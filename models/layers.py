@@ -127,10 +127,15 @@ def constant(value):
 
 def dense(ctx, x, in_dims, out_dims, name, stddev):
     """A dense layer with bias. x: [..., in_dims...] -> [..., out_dims...]."""
-    with tf.variable_scope(name):
-        kernel = ctx.variable("kernel", in_dims + out_dims, normal(stddev))
-        bias = ctx.variable("bias", out_dims, constant(0.0))
+    kernel, bias = dense_weights(ctx, in_dims, out_dims, name, stddev)
     return ops.dense(x, kernel, bias, in_dims, name=name)
+
+
+def dense_weights(ctx, in_dims, out_dims, name, stddev):
+    """The kernel, [in_dims..., out_dims...], and bias, [out_dims...], of a dense layer."""
+    with tf.variable_scope(name):
+        return (ctx.variable("kernel", in_dims + out_dims, normal(stddev)),
+                ctx.variable("bias", out_dims, constant(0.0)))
 
 
 def layer_norm(ctx, x, dim, name, epsilon=None):

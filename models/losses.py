@@ -4,7 +4,7 @@ Its denominator is the number of valid positions of the whole batch, which the t
 before any microbatch runs: numerators of microbatches then add up to the batch's mean.
 """
 
-from mesh import entmax, ops
+from mesh import entmax, head_loss, ops
 from mesh.compat import mtf, tf
 from models import similarity
 
@@ -26,8 +26,12 @@ def language_model(model, ctx, hidden, targets, mask, count="lm"):
     Returns:
       a float32 scalar, in nats.
     """
-    logits, config = model.logits(ctx, hidden), ctx.config
-    loss, log_z = ops.softmax_cross_entropy(logits, targets, model.vocab, model.n_valid)
+    config = ctx.config
+    plain = not (config.z_loss or config.label_smoothing or config.entmax_alpha > 1)
+    fused = ctx.train and plain  # the loss and its gradients need no logits of the whole batch
+    if not fused:
+        logits = model.logits(ctx, hidden)
+        loss, log_z = ops.softmax_cross_entropy(logits, targets, model.vocab, model.n_valid)
     if ctx.train and config.z_loss:
         # Chowdhery et al. 2022, section 5.
         ctx.add_term("z", mtf.reduce_sum(mtf.square(log_z) * mask), count, config.z_loss)
@@ -35,6 +39,10 @@ def language_model(model, ctx, hidden, targets, mask, count="lm"):
         loss = entmax.entmax_loss(logits, targets, model.vocab, model.n_valid, config.entmax_alpha)
     elif ctx.train and config.label_smoothing:
         loss = smoothed(loss, log_z, logits, model, config.label_smoothing)
+    if fused:
+        hidden, kernel, bias = model.head(ctx, hidden)
+        return head_loss.linear_cross_entropy(hidden, kernel, bias, targets, mask, model.vocab,
+                                              model.n_valid)
     return mtf.reduce_sum(loss * mask)
 
 

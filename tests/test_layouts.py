@@ -109,8 +109,8 @@ def test_explain_layout_names_the_gradients_sums(tmp_path, capsys):
     weights = sum(v.shape.size * 4 for v, _ in impl.variables.values() if v.trainable)
     moved = sum(one.bytes for one in impl.noted)
     assert {one.axes for one in impl.noted} == {"x"}
-    table = config.n_vocab_padded * 24 * 4  # tied, it has two gradients
-    assert weights + table <= moved < weights + table + 200
+    # The table's two gradients, of the look-up and of the head, are added before.
+    assert weights <= moved < weights + 200
     assert done.summary["weight_bytes_per_core"] == weights
     assert json.loads(done.stdout.splitlines()[-1])["html"].endswith("layout.html")
 

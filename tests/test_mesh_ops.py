@@ -41,7 +41,8 @@ def check(build, reference, inputs, mesh_shape, layout, dtype=None, used=None, t
         tape.watch([xs[i] for i in floating])
         ys = reference(*xs)
         used = list(range(len(ys))) if used is None else used
-        weights = [np.random.RandomState(i).randn(*ys[i].shape).astype(np.float32) for i in used]
+        weights = [np.asarray(np.random.RandomState(i).randn(*ys[i].shape), np.float32)
+                   for i in used]
         total = tensorflow.add_n([tensorflow.reduce_sum(ys[i] * w)
                                   for i, w in zip(used, weights, strict=True)])
     expected = {f"y{i}": y for i, y in enumerate(ys)}

@@ -79,7 +79,11 @@ class AdamW(updates.Optimizer):
 
         def update(slices, inputs):
             weight, m, v = slices
-            before = [] if decay is None else [tf.assign(weight, weight * decay)]
+            before = []
+            if decay is not None:
+                # Not before: while the step computes with the old weights, new ones take memory.
+                with tf.control_dependencies([inputs[0]]):
+                    before.append(tf.assign(weight, weight * decay))
             with tf.control_dependencies(before):
                 return tf.raw_ops.ResourceApplyAdam(
                     var=weight.handle, m=m.handle, v=v.handle, beta1_power=0.0, beta2_power=0.0,
