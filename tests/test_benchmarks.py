@@ -1,0 +1,48 @@
+"""Benchmarks of training, in small: contestants in turns, memory, profiles and plots."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tfrecord_runs import ROOT
+
+TINY = ["--size", "1x32x16", "--set", "train_batch_size=4"]
+
+
+def run(script, *args):
+    """The JSON of a benchmark's last line, and all that it printed."""
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "benchmarks", script), *args],
+                          capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+@pytest.mark.slow
+def test_speed_and_profiles_of_both(tmp_path):
+    pytest.importorskip("torch", reason="it is what ours is compared with")
+    out = tmp_path / "found" / "speed.json"
+    found, shown = run("train_speed.py", *TINY, "--rounds", "2", "--steps", "3", "--profile",
+                       str(tmp_path / "profiles"), "--out", str(out))
+    assert json.loads(out.read_text()) == found and found["baseline"] == "transformers eager"
+    for name in ("ours", "transformers eager"):
+        assert len(found[name]["rounds"]) == 2 and name in shown
+        assert found[name]["peak_bytes"] > 50e6
+        # Random ids of 65: the loss is that of a guess, whichever library computes it.
+        assert 4.0 < found[name]["loss"] < 4.4
+    assert found["speed_ratio"] > 0 and found["peak_memory_ratio"] > 0
+    profiles = {name: (tmp_path / "profiles" / name).read_text()
+                for name in os.listdir(tmp_path / "profiles")}
+    assert len(profiles) == 4
+    assert "MatMul" in profiles["ours.txt"] and "addmm" in profiles["transformers_eager.txt"]
+    assert json.loads(profiles["ours.json"])["traceEvents"]
+
+
+@pytest.mark.slow
+def test_what_a_student_costs():
+    small = [f"--set={item}" for item in ("n_layer=1", "n_embd=32", "n_head=2", "rotary_dims=16")]
+    found, _ = run("gptc_cost.py", *small, "--n_ctx", "16", "--rounds", "1", "--steps", "2")
+    assert found["time_ratio"] > 0
+    # The GPT-C's loss is the GPT's and something that the student adds.
+    assert found["GPT-C"]["loss"] > found["GPT"]["loss"]
