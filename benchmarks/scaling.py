@@ -75,20 +75,24 @@ def draw(points, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, plots = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
-    for plot, axis in zip(plots.flat, AXES, strict=True):
-        found = points.get(axis, [])
-        if found:
-            sizes = [point[axis] for point in found]
-            plot.plot(sizes, [p["seconds"] * 1e3 for p in found], "o-", label="measured")
-            plot.plot(sizes, [p["predicted"] * 1e3 for p in found], "--", label="by the FLOPs")
-            plot.set_xscale("log", base=2)
-            plot.set_yscale("log", base=2)
-            plot.set_xticks(sizes, [f"{size:,}" for size in sizes])
-            plot.yaxis.set_major_formatter("{x:,.0f}")
-            plot.legend()
+    axes = [axis for axis in AXES if axis in points]
+    rows, columns = -(-len(axes) // 3), min(len(axes), 3)
+    figure, plots = plt.subplots(rows, columns, figsize=(4 * columns, 3.5 * rows),
+                                 layout="constrained", squeeze=False)
+    for plot in plots.flat[len(axes):]:
+        plot.set_axis_off()
+    for plot, axis in zip(plots.flat, axes, strict=False):
+        found = points[axis]
+        sizes = [point[axis] for point in found]
+        plot.plot(sizes, [p["seconds"] * 1e3 for p in found], "o-", label="measured")
+        plot.plot(sizes, [p["predicted"] * 1e3 for p in found], "--", label="by the FLOPs")
+        plot.set_xscale("log", base=2)
+        plot.set_yscale("log", base=2)
+        plot.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        plot.yaxis.set_major_formatter("{x:,.0f}")
         plot.set_title(f"{axis} (base {BASE[axis]:,})")
         plot.set_ylabel("processor ms a step")
+        plot.legend()
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
