@@ -1,5 +1,6 @@
 """CLIP's kinds of runs on meshes, in microbatches, stopped and gone on with: the same losses."""
 
+import shutil
 import signal
 
 import clip_runs
@@ -10,7 +11,7 @@ import picture_shards
 import pytest
 
 from configs import schema
-from training import distillation, run
+from training import distillation, keeping, run
 
 STEPS = 20
 TOWER = dict(n_layer=1, n_head=4, n_embd=16, activation_function="quick_gelu")
@@ -173,7 +174,10 @@ def keys_of(kind, directory):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "clip_student", "gpt_c", "gpt_c, input"])
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path, capsys, kind, monkeypatch):
-    """One run straight; one that stopped at a checkpoint, and the graph was built anew."""
+    """One run straight; one that stopped at a checkpoint, and the graph was built anew.
+
+    Then that checkpoint goes on on two devices, within float error.
+    """
     monkeypatch.setattr(distillation, "_MEASURED", 1000)
     data, keys = keys_of(kind, tmp_path)
     keys |= {"train_steps": 8, "weight_decay": 0.1}
@@ -190,6 +194,12 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path, capsys, kind, monkeypatch):
     still = {name for name, value in weights.items() if (start[name] == value).all()}
     assert still == ({"clip_student/target_mean", "clip_student/target_deviation"}
                      if kind == "clip_student" else set())
+    shutil.copytree(tmp_path / "stopped", tmp_path / "moved")
+    keeping.name_newest(str(tmp_path / "moved"), f"{tmp_path}/moved/model.ckpt-5")
+    moved = jobs.config(tmp_path, data, name="moved", mesh_shape="x:2", layout="batch:x", **keys)
+    assert "going on from step 5" in jobs.here(capsys, moved).stderr
+    np.testing.assert_allclose(jobs.losses(tmp_path / "moved"), jobs.losses(tmp_path / "straight"),
+                               atol=1e-4)
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ import pytest
 from tensorflow.python.client import session
 
 from mesh.compat import tf
+from records import sources
 from training import retrying
 
 pytestmark = pytest.mark.slow
+FAULTS = 6
 
 
 @pytest.fixture
@@ -40,6 +42,55 @@ def test_a_lost_session_changes_nothing(tmp_path, capsys, faults):
     assert result.summary["step"] == 6 and faults == [0]
     assert result.stderr.count("storage or a device was out of reach; trying again in") == 3
     jobs.assert_same_bits(jobs.weights(tmp_path / "straight"), jobs.weights(tmp_path / "faulty"))
+
+
+FILES = ("exists", "isdir", "glob", "listdir", "stat", "makedirs", "rename", "remove")
+
+
+class Flaky:
+    """Has the file operations of such numbers fail once, as storage does that is overrun."""
+
+    def __init__(self, monkeypatch):
+        self.calls, self.fails, self.failed = 0, set(), []
+        for name in FILES:
+            self._wrap(monkeypatch, tf.io.gfile, name)
+        for name in ("read", "write", "size"):
+            self._wrap(monkeypatch, tf.io.gfile.GFile, name)
+        self._wrap(monkeypatch, tf.train.Saver, "save")
+        self._wrap(monkeypatch, tf.train, "NewCheckpointReader")
+
+    def _wrap(self, monkeypatch, target, name):
+        real = getattr(target, name)
+
+        def function(*args, **kwargs):
+            self.calls += 1
+            if self.calls in self.fails:
+                self.failed.append(name)
+                raise tf.errors.UnavailableError(None, None, f"503 of {name}")
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(target, name, function)
+
+
+def test_files_that_are_out_of_reach_for_a_moment_change_nothing(tmp_path, capsys, monkeypatch):
+    """Faults spread over all file operations of a run, the first and the last among them."""
+    data = jobs.dataset(tmp_path)
+    keys = dict(train_steps=4, steps_per_checkpoint=2, eval_steps=1, keep=1, keep_best=1)
+    flaky = Flaky(monkeypatch)
+    monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
+    sources._found.cache_clear()
+    straight = jobs.here(capsys, jobs.config(tmp_path, data, name="straight", **keys))
+    assert straight.summary["step"] == 4 and not flaky.failed
+    sources._found.cache_clear()
+    count, flaky.calls = flaky.calls, 0
+    flaky.fails = {number * count // FAULTS for number in range(1, FAULTS + 1)}
+    result = jobs.here(capsys, jobs.config(tmp_path, data, name="faulty", **keys))
+    assert result.summary["step"] == 4 and len(flaky.failed) == FAULTS
+    assert result.stderr.count("trying again in") == FAULTS
+    jobs.assert_same_bits(jobs.weights(tmp_path / "straight"), jobs.weights(tmp_path / "faulty"))
+    assert [[line["eval_loss"] for line in jobs.metrics(tmp_path / name)]
+            for name in ("straight", "faulty")] == [[line["eval_loss"] for line in jobs.metrics(
+                tmp_path / "straight")]] * 2
 
 
 def test_an_input_function_that_is_out_of_reach_is_tried_again(tmp_path, capsys, monkeypatch):
