@@ -101,7 +101,8 @@ def measure(args, directory):
     data, run = write_data(directory), os.path.join(directory, "run")
     # Something to sample from: a run of one step.
     subprocess.run([sys.executable, os.path.join(ROOT, "main.py"), *_flags(args, data, run),
-                    "--set", "train_steps=1"], check=True, capture_output=True)
+                    "--set", "train_steps=1", "--set", "warmup_steps=0"], check=True,
+                   capture_output=True)
 
     def first_step():
         train(args, data, os.path.join(directory, f"run_{time.time_ns()}"))
