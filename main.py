@@ -7,7 +7,7 @@ import re
 import sys
 
 from configs import flags
-from configs.command_line import quiet_libraries, status_of
+from configs.command_line import log_to_stderr, quiet_libraries, status_of
 from configs.errors import UserError
 
 
@@ -16,7 +16,7 @@ def set_up_logging(quiet, verbose):
     from configs import progress
 
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    log_to_stderr(level)
     progress.tqdm.silent = quiet
     if not verbose:
         quiet_libraries()
@@ -138,6 +138,18 @@ def lay_out(config, args):
                         cores=args.auto_layout_and_mesh_shape, write=args.write)
 
 
+def join(config, args):
+    """The mesh.cluster.Hosts of which this process is to be one, or None."""
+    from configs import cluster
+
+    found = cluster.of_flags(args.cluster, args.worker, args.allow_remote, os.environ)
+    if found is None:
+        return None
+    from mesh.cluster import Hosts
+
+    return Hosts(found, config, args.wait_for_workers)
+
+
 def run_job(args):
     """Loads the config and does the one job that the flags ask for; returns an exit status."""
     if args.job == "preflight" or "layout" in args.job:
@@ -154,8 +166,9 @@ def run_job(args):
     if args.job == "sweep":
         from training import sweep
 
-        passed = [f"--{name}={getattr(args, name)}" for name in ("tpu", "tpu_zone", "gcp_project")
-                  if getattr(args, name)]
+        passed = [f"--{name}={getattr(args, name)}"
+                  for name in ("tpu", "tpu_zone", "gcp_project", "recreate_tpu")
+                  if getattr(args, name) is not None]
         sweep.run(args.sweep, args.model_path, passed)
         return 0
     from configs import schema
@@ -171,7 +184,13 @@ def run_job(args):
         from mesh import cloud
 
         cloud.check_path(args.tpu, config.model_path)
-        tpu = cloud.find(args.tpu, args.tpu_zone, args.gcp_project, config.mesh_size)
+        tpu = cloud.find(args.tpu, args.tpu_zone, args.gcp_project, config.mesh_size,
+                         args.recreate_tpu)
+    hosts = None
+    if args.job in ("train", "eval") and not tpu:
+        hosts = join(config, args)
+        if args.worker is not None:
+            return hosts.serve()
     if args.job == "print_config":
         other = schema.load(args.diff) if args.diff else None
         print(config.difference(other) if other else config.describe(), flush=True)
@@ -197,13 +216,13 @@ def run_job(args):
         from training import run
 
         if args.job == "eval":
-            run.evaluate(config, tpu=tpu)
+            run.evaluate(config, tpu=tpu, hosts=hosts)
         else:
             # A config may name the checkpoint to sample from; training is about the newest.
             if config.checkpoint != "latest":
                 config = config.replace(checkpoint="latest")
             run.train(config, new=args.new, yes=args.yes, tpu=tpu, elsewhere=start_from,
-                      wandb=args.wandb)
+                      wandb=args.wandb, hosts=hosts)
     return 0
 
 

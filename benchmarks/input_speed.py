@@ -102,7 +102,7 @@ def measure(args, directory):
     from configs import schema
     from mesh import devices
     from mesh.compat import tf
-    from training import language, metrics, run
+    from training import estimators, language, metrics
 
     config = schema.load(args.model, args.set)
     steps = 1 + args.steps * (args.rounds + 1)
@@ -135,7 +135,7 @@ def measure(args, directory):
 
     facts = inputs.dataset_facts(config, "train")
     meter = metrics.Meter(config, facts, metrics.Writer(config.model_path))
-    run.make_estimator(config, language.Language(config, facts), meter).train(
+    estimators.make(config, language.Language(config, facts), meter).train(
         inputs.train_input_fn(config, 0), max_steps=steps, hooks=[Rounds()])
     meter.close()
     if args.profile:

@@ -28,7 +28,7 @@ def ours(link, threads, directory, model, sets, vocab=None):
     from configs import schema
     from mesh import devices
     from mesh.compat import tf
-    from training import metrics, objectives, proxies, run, watching
+    from training import estimators, metrics, objectives, proxies, watching
 
     del threads  # devices.prepare looks at the affinity
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -44,7 +44,7 @@ def ours(link, threads, directory, model, sets, vocab=None):
     taken = proxies.frozen_of(config) if config.model == "gpt_c" else None
     watch = watching.Watch(config, lambda step: 0)
     meter = metrics.Meter(config, facts, metrics.Writer(config.model_path), watch)
-    estimator = run.make_estimator(config, objectives.of_run(config, facts, taken), meter)
+    estimator = estimators.make(config, objectives.of_run(config, facts, taken), meter)
     estimator.train(inputs.train_input_fn(config, 0), max_steps=steps, hooks=[_hook(tf, link)])
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from configs.errors import Stopped, UserError
+from configs.redaction import Formatter, hidden, print_traceback
 
 # What a file system, a network or the memory refuses raises these errors of TensorFlow, which is
 # not imported here.
@@ -37,8 +38,15 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
             message += f" (did you mean {near[0]}?)" if near else ""
-        print(f"error: {' '.join(message.split())}; --help lists the flags", file=sys.stderr)
+        line = hidden(" ".join(message.split()))
+        print(f"error: {line}; --help lists the flags", file=sys.stderr)
         raise SystemExit(2)
+
+
+def log_to_stderr(level: int) -> None:
+    """Has messages from a level on written to stderr, without secrets."""
+    logging.basicConfig(level=level, stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].setFormatter(Formatter("%(message)s"))
 
 
 def quiet_libraries() -> None:
@@ -53,9 +61,12 @@ def quiet_libraries() -> None:
 def refusal(error: Exception) -> str | None:
     """One line for what the system refused, such as a forbidden file; None for any other error."""
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    if not isinstance(error, OSError) and not any(kind in REFUSALS for kind in kinds):
-        return None
     text = getattr(error, "message", None) or str(error)
+    # An operation that TensorFlow does not have is another matter.
+    no_such_scheme = "UnimplementedError" in kinds and text.startswith("File system scheme")
+    if not (isinstance(error, OSError) or no_such_scheme
+            or any(kind in REFUSALS for kind in kinds)):
+        return None
     # An error of a graph may begin with a heading, and tell where the operation was made before it
     # tells what failed.
     text = text.removeprefix("Graph execution error:").lstrip()
@@ -82,7 +93,7 @@ def status_of(job: Callable, *args: Any, debug: bool = False,
     try:
         return job(*args) or 0
     except Stopped as error:
-        print(error, file=sys.stderr)
+        print(hidden(str(error)), file=sys.stderr)
         return 75  # EX_TEMPFAIL of sysexits.h: do it again later
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
@@ -92,6 +103,7 @@ def status_of(job: Callable, *args: Any, debug: bool = False,
     except Exception as error:
         line = str(error) if isinstance(error, UserError) else refusal(error)
         if debug or line is None:
+            sys.excepthook = print_traceback
             raise
-        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        print(f"error: {hidden(' '.join(line.split()))}", file=sys.stderr)
         return 2

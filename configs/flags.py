@@ -39,11 +39,12 @@ GOES_WITH = {
     "skip_corrupt": {"check_dataset", "dry_run", "eval", "print_config", "train"},
     "diff": {"print_config"},
     "new": {"import_from", "train"},
-    "tpu": {"eval", "predict", "sweep", "train"},
+    **dict.fromkeys(("recreate_tpu", "tpu"), {"eval", "predict", "sweep", "train"}),
     "out": {"report"},
     "wandb": {"train"},
     "preflight_layers": {"preflight"},
     "write": {"auto_layout", "auto_layout_and_mesh_shape", "search_layouts"},
+    **dict.fromkeys(("cluster", "worker", "wait_for_workers", "allow_remote"), {"eval", "train"}),
 }
 
 
@@ -105,6 +106,22 @@ def make_parser() -> Parser:
                        help="where the TPU is (the zone of this machine)")
     group.add_argument("--gcp_project", metavar="PROJECT",
                        help="whose TPU it is (the project of this machine)")
+    group.add_argument("--recreate_tpu", metavar="SLICE", nargs="?", const="",
+                       help="delete the TPU if it is preempted or unhealthy, and make it as it was "
+                            "anew; with SLICE (v3-8, ...) also make it where there is none")
+
+    group.add_argument("--cluster", metavar="FILE",
+                       help="share the mesh among hosts, which a JSON file names (or TF_CONFIG); "
+                            "see docs/clusters.md")
+    group.add_argument("--worker", metavar="N", nargs="?", const=-1, type=whole,
+                       help="be host N of the cluster, and do what the chief, host 0, asks; "
+                            "without N, the host that TF_CONFIG says")
+    group.add_argument("--wait_for_workers", action="store_true",
+                       help="when a worker is lost, wait for it, and go on from the last "
+                            "checkpoint")
+    group.add_argument("--allow_remote", action="store_true",
+                       help="let a cluster's hosts have addresses that other machines reach: "
+                            "servers have no password")
 
     group = parser.add_argument_group("job", "Without one of these, the model is trained; a run "
                                              "that was stopped continues.")
@@ -260,10 +277,16 @@ def _check_values(parser, args):
     if args.interactive and "-" in args.prompt:
         parser.error("argument --prompt: - and --interactive both read standard input")
     if args.tpu is None:
-        for name in ("tpu_zone", "gcp_project"):
-            if getattr(args, name):
+        for name in ("tpu_zone", "gcp_project", "recreate_tpu"):
+            if getattr(args, name) is not None:
                 parser.error(f"argument --{name}: belongs to --tpu")
     elif not args.tpu:
         parser.error("argument --tpu: must not be empty: a name, grpc://HOST:PORT or local")
     elif args.gpu_ids:
         parser.error("argument --tpu: does not go with --gpu_ids")
+    elif args.recreate_tpu is not None and (args.tpu == "local" or "://" in args.tpu):
+        parser.error("argument --recreate_tpu: --tpu must be a name in Google Cloud")
+    if args.cluster is not None:
+        for name in ("tpu", "gpu_ids"):
+            if getattr(args, name):
+                parser.error(f"argument --cluster: does not go with --{name}")

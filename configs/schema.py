@@ -19,6 +19,7 @@ from configs.errors import UserError
 from configs.moe_keys import MoeSection
 from configs.moe_keys import architecture as moe_architecture
 from configs.optimizers import usual
+from configs.redaction import MARK, hidden, hidden_values, is_hidden
 
 # What --print_config shows besides keys.
 DERIVED = ("head_size", "rotary_size", "n_vocab_padded", "mesh_size", "batch_split",
@@ -222,14 +223,14 @@ class RunConfig(clip_keys.ClipSection, MoeSection, keys.RunKeys, keys.PredictKey
         return copy
 
     def to_json(self) -> str:
-        """The resolved config as JSON text that `load` takes again."""
+        """The resolved config as JSON text that `load` takes again, if it holds no secrets."""
         lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
                  for key, value in self._values().items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def _values(self) -> dict[str, Any]:
-        """Every key that this kind of model has, as JSON data."""
-        values = self.model_dump(mode="json")
+        """Every key that this kind of model has, as JSON data without secrets."""
+        values = hidden_values(self.model_dump(mode="json"))
         values["clip"] = {key: values["clip"][key] for key in clip_keys.keys_of(self)}
         if not values["clip"]:
             del values["clip"]
@@ -262,7 +263,7 @@ class RunConfig(clip_keys.ClipSection, MoeSection, keys.RunKeys, keys.PredictKey
         width = max(len(key) for key, _, _ in rows)
         value_width = min(50, max(len(value) for _, value, _ in rows))
         lines = [f"{key:{width}}  {value:{value_width}}  {source}" for key, value, source in rows]
-        return "\n".join([*(f"# {line}" for line in self.about.splitlines()), *lines])
+        return "\n".join([*(f"# {line}" for line in hidden(self.about).splitlines()), *lines])
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(key, value as JSON, where it came from) of every key and what follows from them."""
@@ -294,6 +295,10 @@ def load(path_or_name: str, overrides: Sequence[str] = (),
     for key, value in (flags or {}).items():
         if value is not None:
             values[key], sources[key] = value, f"--{key}"
+    for key in values:
+        if key != "about" and is_hidden(values[key]):
+            raise UserError(f"{_place(key, sources, path)}: {key}: a secret was left out of it "
+                            f"({MARK}) when it was written; give it again by --set")
     try:
         config = RunConfig.model_validate(values)
         _check_present_datasets(config, notes)

@@ -12,6 +12,7 @@ execution does no harm, as every graph is built inside a `tf.Graph` or by an Est
 import contextlib
 import functools
 import os
+import threading
 import warnings
 
 # Read once, when TensorFlow's library is loaded. Level 3 hides its greetings (oneDNN, missing CUDA,
@@ -26,6 +27,7 @@ with warnings.catch_warnings():
     import tensorflow.compat.v1 as tf
     from tensorflow.python.framework import ops, tensor_conversion_registry
     from tensorflow.python.tpu.client import client as tpu_client
+    from tensorflow.python.training import monitored_session
 
     if not hasattr(ops, "register_tensor_conversion_function"):
         # TensorFlow 2.13 moved it; mesh_tensorflow/tpu_variables.py calls it at import.
@@ -33,8 +35,9 @@ with warnings.catch_warnings():
             tensor_conversion_registry.register_tensor_conversion_function)
 
     import mesh_tensorflow as mtf
+    from tensorflow_estimator.python.estimator.tpu import error_handling
 
-__all__ = ["auto_mtf", "mtf", "tf", "quiet_xla", "tpu_client", "tpu_loops"]
+__all__ = ["auto_mtf", "mtf", "tf", "no_recovery", "quiet_xla", "tpu_client", "tpu_loops"]
 
 
 @contextlib.contextmanager
@@ -51,6 +54,35 @@ def tpu_loops():
     finally:
         if enabled:
             tf.enable_control_flow_v2()
+
+
+# Seconds that a session on several hosts may take to close.
+_CLOSING = 10
+
+
+@contextlib.contextmanager
+def no_recovery():
+    """Within it a session that is lost is an error.
+
+    Otherwise an Estimator makes it anew by itself, and for that waits without end, and without a
+    word, for a worker that has gone; and closing the session waits for it too, so that a session
+    which does not close in time is left.
+    """
+    errors, close = monitored_session._PREEMPTION_ERRORS, tf.Session.close
+    ignored = error_handling._IGNORED_ERRORS  # TPUEstimator would return as if all were done
+
+    def close_in_time(session):
+        closing = threading.Thread(target=close, args=[session], daemon=True)
+        closing.start()
+        closing.join(_CLOSING)
+
+    monitored_session._PREEMPTION_ERRORS, tf.Session.close = (), close_in_time
+    error_handling._IGNORED_ERRORS = ()
+    try:
+        yield
+    finally:
+        monitored_session._PREEMPTION_ERRORS, tf.Session.close = errors, close
+        error_handling._IGNORED_ERRORS = ignored
 
 
 @functools.cache

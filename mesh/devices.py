@@ -172,6 +172,14 @@ def mesh_impl(config):
     return CpuMesh(*_mesh(config))
 
 
+def hosts_mesh_impl(config, names):
+    """The mtf mesh implementation on devices of several hosts, by their names.
+
+    Nothing is shared: each device has its own copies, and mtf's own allreduce sums over them.
+    """
+    return mtf.placement_mesh_impl.PlacementMeshImpl(*_mesh(config), names)
+
+
 def ahead_mesh_impl(config, torus_shape=None):
     """The mtf mesh implementation of a program that is made for TPUs without one.
 

@@ -17,7 +17,8 @@ from configs.errors import UserError
 
 FLAGS = {
     "--help", "-h", "--model", "--set", "--model_path", "--gpu_ids", "--tpu", "--tpu_zone",
-    "--gcp_project", "--eval", "--predict",
+    "--gcp_project", "--recreate_tpu", "--cluster", "--worker", "--wait_for_workers",
+    "--allow_remote", "--eval", "--predict",
     "--check_dataset", "--diff", "--dry_run", "--print_config", "--auto_layout",
     "--auto_layout_and_mesh_shape", "--search_layouts",
     "--explain_layout", "--write", "--preflight", "--import_from", "--export", "--sweep", "--wandb",
@@ -260,10 +261,11 @@ def test_problems_of_a_dataset_end_with_1(calls, monkeypatch, well, status):
 
 @pytest.mark.parametrize("given, job, wanted", [
     ([], "train", {"new": False, "yes": False, "tpu": None, "elsewhere": main.start_from,
-                     "wandb": None}),
+                     "wandb": None, "hosts": None}),
     (["--new", "--yes"], "train", {"new": True, "yes": True, "tpu": None,
-                                   "elsewhere": main.start_from, "wandb": None}),
-    (["--eval"], "evaluate", {"tpu": None}),
+                                   "elsewhere": main.start_from, "wandb": None,
+                                   "hosts": None}),
+    (["--eval"], "evaluate", {"tpu": None, "hosts": None}),
     (["--check_dataset"], "check_dataset", {})])
 def test_one_job_is_called_with_the_config(calls, given, job, wanted):
     assert main.main(["--model", "demo", "--set", "lr=1e-4", "--model_path", "there",

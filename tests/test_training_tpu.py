@@ -16,7 +16,7 @@ import inputs
 from configs import schema
 from mesh import ahead, cloud, devices, torus
 from mesh.compat import mtf, tf
-from training import hooks, language, predictor, run, tpu_predictor
+from training import estimators, hooks, language, predictor, run, tpu_predictor
 
 SHAPE = [1, 2, 1, 2]  # four cores of two chips
 MESH = dict(mesh_shape="x:2,y:2", layout="batch:x,heads:y,vocab:y")
@@ -64,8 +64,8 @@ def dataset(tmp_path_factory):
 def estimator_of(config, meter=None):
     facts = inputs.dataset_facts(config, "train")
     resolver = tf.distribute.cluster_resolver.TPUClusterResolver("local")
-    estimator = run.make_estimator(config, language.Language(config, facts), meter,
-                                   cloud.Tpu("local", resolver, 4))
+    estimator = estimators.make(config, language.Language(config, facts), meter,
+                                cloud.Tpu("local", resolver, 4))
     # Or this TensorFlow, which knows no TPU, would look for kernels of what is not run.
     estimator._session_config.graph_options.place_pruned_graph = True
     return estimator
@@ -104,8 +104,8 @@ def test_training_on_four_cores(tmp_path, dataset, monkeypatch):
     hook = AtFirstStep(look)
     estimator = estimator_of(config, Meter())
     with tpu_systems.pretended(monkeypatch, SHAPE), pytest.raises(tpu_systems.Stop):
-        run._run_estimator(config, estimator, "train", inputs.train_input_fn(config, 0),
-                           max_steps=4, hooks=[hook])
+        estimators.run(config, estimator, "train", inputs.train_input_fn(config, 0),
+                       max_steps=4, hooks=[hook])
     # The masters were cut onto the cores, and what the cores held was joined and saved.
     saved = jobs.weights(config.model_path)
     assert jobs.steps(config.model_path) == [0] and saved["gpt/wte"].any()
@@ -139,8 +139,8 @@ def test_evaluation_on_four_cores(tmp_path, dataset, monkeypatch):
     hook = AtFirstStep(lambda hook, session: session.run(hook.slices))
     estimator = estimator_of(config)
     with tpu_systems.pretended(monkeypatch, SHAPE), pytest.raises(tpu_systems.Stop):
-        run._run_estimator(config, estimator, "evaluate", inputs.eval_input_fn(config),
-                           steps=inputs.eval_windows(config).batches, hooks=[hook])
+        estimators.run(config, estimator, "evaluate", inputs.eval_input_fn(config),
+                       steps=inputs.eval_windows(config).batches, hooks=[hook])
     parts = slices_of_wte(hook.slices, hook.results)
     np.testing.assert_array_equal(jobs.weights(config.model_path)["gpt/wte"],
                                   joined(parts, config))
@@ -159,10 +159,10 @@ def test_masters_lie_on_all_hosts(tmp_path, dataset, monkeypatch):
 
     hook, (_server, resolver) = Look(), tpu_systems.resolver()
     objective = language.Language(config, inputs.dataset_facts(config, "train"))
-    estimator = run.make_estimator(config, objective, Meter(), cloud.Tpu("tests", resolver, 8))
+    estimator = estimators.make(config, objective, Meter(), cloud.Tpu("tests", resolver, 8))
     with tpu_systems.pretended(monkeypatch, [2, 2, 1, 2], 2), pytest.raises(tpu_systems.Stop):
-        run._run_estimator(config, estimator, "train", inputs.train_input_fn(config, 0),
-                           max_steps=4, hooks=[hook])
+        estimators.run(config, estimator, "train", inputs.train_input_fn(config, 0),
+                       max_steps=4, hooks=[hook])
     places = {v.device for v in hook.variables if v.op.name != "global_step"}
     assert places == {f"/job:worker/task:{host}/device:CPU:0" for host in range(2)}
     shards = [op for op in hook.graph.get_operations() if op.type == "MergeV2Checkpoints"]

@@ -5,6 +5,7 @@ from tensorboard.plugins.custom_scalar import summary as custom_scalar
 from tensorboard.plugins.hparams import summary_v2 as hparams
 
 from configs.markdown import table
+from configs.redaction import hidden
 from training import heat_map, layout_picture, placed
 
 # The keys by which runs are compared, beside those that a run sets of its own.
@@ -75,7 +76,7 @@ def begin(writer, config, facts, step):
         [hparams.HParam(name) for name in compared],
         [hparams.Metric(name, group=group, display_name=f"{group or 'train'} {name}")
          for name, group in _METRICS]))
-    writer.summary(hparams.hparams_pb(compared, trial_id=config.model_path))
+    writer.summary(hparams.hparams_pb(compared, trial_id=hidden(config.model_path)))
 
 
 def mesh_table(config):

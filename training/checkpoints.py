@@ -11,6 +11,7 @@ import re
 
 import encoders
 from configs.errors import UserError
+from configs.redaction import hidden_values
 from mesh.compat import tf
 from training import keeping
 from training.keeping import write_text
@@ -219,7 +220,7 @@ def write_record(model_path, record):
     """Writes run.json, whole or not at all."""
     record = _moved(record, model_path.rstrip("/"), _HERE)
     write_text(os.path.join(model_path, _FILE),
-               json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+               json.dumps(hidden_values(dataclasses.asdict(record)), indent=1) + "\n")
 
 
 def _moved(record, old, new):

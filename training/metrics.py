@@ -14,6 +14,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from configs.errors import UserError
 from configs.layouts import LANGUAGE_MODELS
 from configs.progress import tqdm
+from configs.redaction import hidden, hidden_values
 from mesh.compat import tf
 from training import board, flops, keeping, retrying
 
@@ -50,7 +51,7 @@ class Writer:
 
     def text(self, name, markdown, step):
         """Writes a text, which TensorBoard shows as Markdown."""
-        self._writer.add_summary(text_pb(name, markdown).SerializeToString(), step)
+        self._writer.add_summary(text_pb(name, hidden(markdown)).SerializeToString(), step)
         self._writer.flush()
 
     def picture(self, name, png, step):
@@ -106,7 +107,7 @@ def append_line(model_path, values, name=EVALUATIONS):
     if cut_off:  # the next line would be joined to it
         _write_lines(path, lines)
     with tf.io.gfile.GFile(path, "a") as file:
-        file.write(json.dumps(values) + "\n")
+        file.write(json.dumps(hidden_values(values)) + "\n")
 
 
 def _lines(path):

@@ -10,7 +10,8 @@ from models import layers
 from training import groups, hooks, optimizers, schedules, step
 
 
-def model_fn(features, mode, params, config, objective, meter=None, start=None):
+def model_fn(features, mode, params, config, objective, meter=None, start=None,
+             hosts=None):
     """The Estimator's model function.
 
     Args:
@@ -21,6 +22,7 @@ def model_fn(features, mode, params, config, objective, meter=None, start=None):
       objective: a training.objective.Objective.
       meter: a training.metrics.Meter, for training.
       start: see train_step.
+      hosts: the mesh.cluster.Hosts that share the mesh.
 
     Returns:
       a TPUEstimatorSpec.
@@ -28,6 +30,8 @@ def model_fn(features, mode, params, config, objective, meter=None, start=None):
     context = params.get("context")
     if context is None:
         mesh, lowers = mtf.Mesh(mtf.Graph(), "mesh"), lower
+        if hosts:
+            lowers = functools.partial(lower_on_hosts, hosts.devices)
     else:
         mesh = mtf.Mesh(mtf.Graph(), "mesh", devices.master_placer(context))
         lowers = functools.partial(lower_on_tpu, context.device_assignment)
@@ -169,6 +173,12 @@ def lower(config, mesh):
     mtf's stacking of small variables is off: it copies every weight at each step.
     """
     return mtf.Lowering(mesh.graph, {mesh: devices.mesh_impl(config)}, autostack=False)
+
+
+def lower_on_hosts(names, config, mesh):
+    """Lowers the graph of `mesh` onto the named devices of a cluster."""
+    return mtf.Lowering(mesh.graph, {mesh: devices.hosts_mesh_impl(config, names)},
+                        autostack=False)
 
 
 def lower_on_tpu(assignment, config, mesh):

@@ -1,21 +1,19 @@
 """The loops: train with evaluations at checkpoints, or evaluate alone."""
 
-import contextlib
 import functools
 import json
 import logging
 import math
 import os
-import re
 import sys
 import time
 
 import inputs
-from configs.command_line import refusal
 from configs.errors import UserError
 from configs.layouts import LANGUAGE_MODELS
+from configs.redaction import hidden_values
 from mesh import devices
-from mesh.compat import mtf, tf, tpu_loops
+from mesh.compat import mtf, tf
 from models import layers
 from training import (
     board,
@@ -27,7 +25,6 @@ from training import (
     keeping,
     language_models,
     metrics,
-    model_fn,
     objectives,
     projector,
     retrying,
@@ -37,10 +34,11 @@ from training import (
     wandb_log,
     watching,
 )
+from training.estimators import Estimators
 from training.samples import Samples
 
 
-def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None):
+def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None, hosts=None):
     """Trains to `train_steps`, from the last checkpoint if there is one.
 
     Every `steps_per_checkpoint` steps a checkpoint is saved and the validation split evaluated. The
@@ -53,6 +51,7 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None):
       tpu: the mesh.cloud.Tpu to train on.
       elsewhere: what reads an `init_from` that is no run: see starting.of_run.
       wandb: the project at Weights & Biases that gets the scalars as well.
+      hosts: the mesh.cluster.Hosts that share the mesh.
 
     Raises:
       UserError: the data, the config or the directory cannot be used.
@@ -61,13 +60,13 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None):
     gone = []  # --new deletes once
 
     def begin():
-        _train(config, new and not gone, yes, tpu, elsewhere, wandb, gone)
+        _train(config, new and not gone, yes, tpu, elsewhere, wandb, hosts, gone)
 
     # What is not mended below this begins anew, from the last checkpoint.
     retrying.call(config.model_path, begin)
 
 
-def _train(config, new, yes, tpu, elsewhere, wandb, gone):
+def _train(config, new, yes, tpu, elsewhere, wandb, hosts, gone):
     """`train`, once; `gone` gets an entry when the earlier run is deleted."""
     started = time.monotonic()
     devices.prepare(config)
@@ -101,7 +100,7 @@ def _train(config, new, yes, tpu, elsewhere, wandb, gone):
     watch = watching.Watch(config, record.start_window)
     meter = metrics.Meter(config, facts, writer, watch, flops.peak(config))
     samples = Samples(config, writer)
-    estimator = make_estimator(config, objective, meter, tpu, start and start.initializer)
+    estimator = Estimators(config, objective, meter, tpu, start and start.initializer, hosts)
     scores = None
 
     def evaluate_checkpoint():
@@ -113,18 +112,18 @@ def _train(config, new, yes, tpu, elsewhere, wandb, gone):
         return found
 
     with stopping.Stop() as stop:
+        stop.saved = step  # while machines are waited for
         if evaluating and _was_cut_off(config, record, step):
             logging.info("the evaluation of step %d was cut off; it comes first", step)
-            stop.saved = step
             scores = evaluate_checkpoint()
         while step < config.train_steps:
             every = config.steps_per_checkpoint
             target = min((step // every + 1) * every, config.train_steps)
-            stop.saved = None
             # Most transient errors are mended below this (see hooks.Recoveries).
-            retrying.call("training", _run_estimator, config, estimator, "train",
+            retrying.call("training", estimator.run, "train",
                           inputs.train_input_fn(config, record.start_window(step)),
-                          max_steps=target, hooks=[stopping.StopAtSignal(stop)])
+                          around=functools.partial(stop.leg, step), max_steps=target,
+                          hooks=[stopping.StopAtSignal(stop)])
             step = stop.saved = keeping.step_of(checkpoints.latest(config.model_path))
             starting.forget(config)
             if stop.asked:
@@ -149,10 +148,10 @@ def _train(config, new, yes, tpu, elsewhere, wandb, gone):
                    **_left_out(config, "train", *(["validation"] if evaluating else [])))
 
 
-def evaluate(config, tpu=None):
+def evaluate(config, tpu=None, hosts=None):
     """Evaluates the config's `checkpoint` on the validation split; prints a JSON summary line.
 
-    On `tpu`, a mesh.cloud.Tpu, where there is one.
+    On `tpu`, a mesh.cloud.Tpu, or on `hosts`, mesh.cluster.Hosts, where there are some.
     """
     started = time.monotonic()
     devices.prepare(config)
@@ -168,8 +167,8 @@ def evaluate(config, tpu=None):
     objective = objectives.of_run(config, facts, taken)
     measured = gauges.Gauges(config, facts.encoder_facts, taken)
     clock = hooks.Bar(inputs.eval_windows(config).batches, "evaluating")
-    scores = _evaluate(config, objective, make_estimator(config, objective, None, tpu), measured,
-                       clock, checkpoint)
+    scores = _evaluate(config, objective, Estimators(config, objective, None, tpu, hosts=hosts),
+                       measured, clock, checkpoint)
     line = dict(step=step, train_loss=None, **scores,
                 tokens_per_sec=inputs.eval_windows(config).targets / clock.seconds,
                 seconds=time.monotonic() - started, model_path=config.model_path,
@@ -229,7 +228,7 @@ def _begin(config, facts, taken):
         record = checkpoints.RunRecord(config.architecture(), encoder, legs=[],
                                        frozen=taken.hash if taken else None)
     data = {"n_ctx": config.n_ctx, "seed": config.seed, "datasets": list(facts.datasets)}
-    change = record.begin_leg(step, config.train_batch_size, json.loads(json.dumps(data)))
+    change = record.begin_leg(step, config.train_batch_size, hidden_values(data))
     try:
         tf.io.gfile.makedirs(config.model_path)
         keeping.sweep(config.model_path)
@@ -271,63 +270,6 @@ def delete_run(model_path, yes):
     checkpoints.delete_run(model_path)
 
 
-def make_estimator(config, objective, meter, tpu=None, start=None):
-    """The TPUEstimator of a run.
-
-    Args:
-      config: the run's config.
-      objective: a training.objective.Objective.
-      meter: a training.metrics.Meter, for training alone.
-      tpu: a mesh.cloud.Tpu, or None for the devices of this machine.
-      start: where weights start that no checkpoint has: see models.layers.Context.
-    """
-    on_tpu = {}
-    if tpu:
-        # Every core is given the whole batch, and cuts out its own rows.
-        on_tpu = dict(cluster=tpu.resolver, tpu_config=tf.estimator.tpu.TPUConfig(
-            iterations_per_loop=config.iterations, num_shards=tpu.cores, num_cores_per_replica=1,
-            per_host_input_for_training=tf.estimator.tpu.InputPipelineConfig.BROADCAST))
-    run_config = tf.estimator.tpu.RunConfig(
-        model_dir=config.model_path,
-        session_config=None if tpu else devices.session_config(config),
-        tf_random_seed=config.seed, save_checkpoints_steps=None, save_checkpoints_secs=None,
-        save_summary_steps=None, log_step_count_steps=None, **on_tpu)
-    estimator = tf.estimator.tpu.TPUEstimator(
-        functools.partial(model_fn.model_fn, config=config, objective=objective, meter=meter,
-                          start=start),
-        config=run_config, use_tpu=bool(tpu), params={}, train_batch_size=config.train_batch_size,
-        eval_batch_size=config.eval_batch_size)
-    # It writes scores of its own, among them an unweighted mean over batches, beside ours. They
-    # shall not last.
-    estimator.eval_dir = lambda name=None: "ram://estimator"
-    return estimator
-
-
-def _run_estimator(config, estimator, job, *args, **kwargs):
-    """Has the Estimator "train" or "evaluate"; says what went wrong in the user's terms."""
-    on_tpu = estimator.config.cluster is not None
-    try:
-        # Outside of all graphs TPUEstimator would take this process's devices for the TPU's.
-        with tf.Graph().as_default(), tpu_loops() if on_tpu else contextlib.nullcontext():
-            return getattr(estimator, job)(*args, **kwargs)
-    except tf.errors.ResourceExhaustedError as error:
-        if re.search(r"No space left|quota exceeded|Too many open files", str(error)):
-            raise
-        raise UserError(f"{refusal(error)}; lower the batch size or n_ctx, or set "
-                        "tokens_per_mb_per_replica or recompute_grad") from error
-    except retrying.TRANSIENT:
-        raise
-    except tf.errors.OpError as error:
-        transient = retrying.unwrapped(error)
-        if transient:
-            raise transient from error
-        line = (checkpoints.explain_restore_error(config.model_path, error)
-                or inputs.explain_data_error(config, error))
-        if line is None:
-            raise
-        raise UserError(line) from error
-
-
 def _was_cut_off(config, record, step):
     """Whether the checkpoint from which this run goes on was to be evaluated, and was not.
 
@@ -351,9 +293,8 @@ def _evaluate(config, objective, estimator, measured, bar=None, checkpoint=None)
     facts = inputs.dataset_facts(config, "validation")
     batches = inputs.eval_windows(config).batches
     result = retrying.call(
-        "evaluation", _run_estimator, config, estimator, "evaluate",
-        inputs.eval_input_fn(config), steps=batches, checkpoint_path=checkpoint,
-        hooks=[bar or hooks.Bar(batches, "evaluating")])
+        "evaluation", estimator.run, "evaluate", inputs.eval_input_fn(config), steps=batches,
+        checkpoint_path=checkpoint, hooks=[bar or hooks.Bar(batches, "evaluating")])
     return {**_NO_SCORES, **objective.report(result, facts), **measured.scores()}
 
 
@@ -391,4 +332,4 @@ def _left_out(config, *splits):
 
 
 def _print_summary(**values):
-    print(json.dumps(values), flush=True)
+    print(json.dumps(hidden_values(values)), flush=True)

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: it saves first; a second signal ends it at once."""
 
+import contextlib
 import signal
 import threading
 
@@ -44,6 +45,21 @@ class Stop:
             signal.signal(each, signal.SIG_DFL)
         if self.saved is not None:
             self.end(self.saved)
+
+    @contextlib.contextmanager
+    def leg(self, step):
+        """A context in which training goes on from `step`, where it still is if machines fail.
+
+        So a signal ends a run that waits to try again.
+        """
+        self.saved = None
+        try:
+            yield
+        except tf.errors.OpError:
+            self.saved = step
+            if self.asked:
+                self.end(step)
+            raise
 
     def end(self, step):
         """Ends the run, which is saved at `step`.

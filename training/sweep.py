@@ -11,6 +11,7 @@ import sys
 from configs import sweep_file
 from configs.errors import Stopped, UserError
 from configs.progress import tqdm
+from configs.redaction import hidden_values
 from mesh.compat import tf
 from training import checkpoints, metrics, stopping, sweep_report
 
@@ -67,7 +68,7 @@ def _optuna():
 def _begin(sweep, path):
     """Makes the directory, or checks that it is this sweep's."""
     kept = os.path.join(sweep.model_path, "sweep.json")
-    asked = sweep.model_dump(mode="json", exclude={"trials", "model_path"})
+    asked = hidden_values(sweep.model_dump(mode="json", exclude={"trials", "model_path"}))
     if tf.io.gfile.exists(kept):
         with tf.io.gfile.GFile(kept) as file:
             before = json.loads(file.read())
