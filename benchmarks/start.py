@@ -2,15 +2,15 @@
 
     python benchmarks/start.py
 
-Each is a process of its own, timed from its start. A training step is the first line of its
-metrics.jsonl, a sample the first line on standard output. Beside them, in this process: a prompt
-answered by a predictor that waits for prompts, and as GPT-Neo answers it, by a graph that is built,
-and weights that are read, anew for each prompt.
+Each is a process of its own, timed from its start until it says so. Beside them, in this process:
+a prompt answered by a predictor that waits for prompts, and as GPT-Neo answers it, by a graph that
+is built, and weights that are read, anew for each prompt.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,8 +20,6 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from benchmarks import in_turn  # noqa: E402
-
-_PATIENCE = 300.0  # seconds
 
 
 def parse_args(argv=None):
@@ -36,27 +34,29 @@ def parse_args(argv=None):
     return p.parse_args(argv)
 
 
-def until(command, seen):
-    """Starts main.py, and ends it once something is seen.
+def until(command, stream, seen):
+    """Starts main.py, and ends it once it has said something.
 
     Args:
       command: its arguments.
-      seen: from the process to whether it is there.
+      stream: "stdout" or "stderr".
+      seen: from a line of that to whether it is what is waited for.
 
     Raises:
       SystemExit: it never was.
     """
-    with tempfile.TemporaryFile() as said, subprocess.Popen(
-            [sys.executable, os.path.join(ROOT, "main.py"), *command], stdout=subprocess.PIPE,
-            stderr=said) as process:
-        end = time.monotonic() + _PATIENCE
-        while not seen(process):
-            if time.monotonic() > end or process.poll():
-                process.kill()
-                said.seek(0)
-                raise SystemExit(said.read().decode()[-2000:])
-            time.sleep(0.005)
-        process.kill()
+    with tempfile.TemporaryFile() as rest:
+        pipes = {"stdout": rest, "stderr": rest, stream: subprocess.PIPE}
+        with subprocess.Popen([sys.executable, os.path.join(ROOT, "main.py"), *command],
+                              **pipes) as process:
+            lines = []
+            for line in getattr(process, stream):
+                lines.append(line)
+                if seen(line):
+                    process.kill()
+                    return
+        rest.seek(0)
+        raise SystemExit((b"".join(lines) + rest.read()).decode()[-2000:])
 
 
 def write_data(directory):
@@ -72,22 +72,19 @@ def write_data(directory):
 
 
 def train(args, data, run):
-    """Takes the first step, and ends; returns nothing."""
-    metrics = os.path.join(run, "metrics.jsonl")
-    until(_flags(args, data, run) + ["--new", "--yes"],
-          lambda process: os.path.exists(metrics) and os.path.getsize(metrics))
+    """Takes the first step, and ends."""
+    until(_flags(args, data, run), "stderr", lambda line: re.match(rb"step +1/", line))
 
 
 def predict(args, data, run):
     """Gives a sample, and ends."""
-    until(_flags(args, data, run) + ["--predict", "--prompt", "there is",
-                                     "--max_new_tokens", str(args.new)],
-          lambda process: process.stdout.readline())
+    until([*_flags(args, data, run), "--predict", "--prompt", "there is", "--max_new_tokens",
+           str(args.new)], "stdout", bool)
 
 
 def _flags(args, data, run):
     settings = [f"datasets={json.dumps([data])}", "eval_steps=0", *args.set]
-    return ["--model", args.model, "--model_path", run, "--quiet",
+    return ["--model", args.model, "--model_path", run,
             *(part for setting in settings for part in ("--set", setting))]
 
 
