@@ -295,12 +295,13 @@ def load(path_or_name: str, overrides: Sequence[str] = (),
     for key, value in (flags or {}).items():
         if value is not None:
             values[key], sources[key] = value, f"--{key}"
-    for key in values:
-        if key != "about" and is_hidden(values[key]):
-            raise UserError(f"{_place(key, sources, path)}: {key}: a secret was left out of it "
-                            f"({MARK}) when it was written; give it again by --set")
     try:
         config = RunConfig.model_validate(values)
+        # Not before: what a stranger's YAML refers to itself by has no end.
+        for key in values:
+            if key != "about" and is_hidden(values[key]):
+                raise UserError(f"{key}: a secret was left out of it ({MARK}) when it was written; "
+                                "give it again by --set")
         _check_present_datasets(config, notes)
     except ValidationError as error:
         key, sentence = messages.first_mistake(error, RunConfig)
