@@ -74,7 +74,7 @@ def parse_args(argv=None):
     p.add_argument("--checked", type=int, default=400, metavar="N",
                    help="texts for validation, of each kind, and a quarter of the cloze items "
                         "(%(default)s)")
-    p.add_argument("--facts", type=float, default=1.0,
+    p.add_argument("--facts", type=float, default=0.3,
                    help="share of texts that state how something looks (%(default)s)")
     p.add_argument("--items", choices=("dev", "test"), default="test",
                    help="cloze items: dev to choose settings by, test for figures (%(default)s)")
