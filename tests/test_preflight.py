@@ -246,10 +246,10 @@ def test_data_parallel_step_on_v3_8(tmp_path, capsys):
     shown = done.stdout.partition("largest arguments")[2]
     assert "64,16]" in shown and "gpt/wte" in shown and "when they need most" in shown
     assert found["tokens_per_second"] == pytest.approx(8 * 16 / found["step_seconds"], rel=1e-2)
-    # Only gradients, in float32, and a few scalars are added up: 64 rows of tokens, once for each
-    # of the two uses of their table, 16 positions, a block of 12·16² weights and 13·16 biases and
+    # Only gradients, in float32, and a few scalars are added up: 64 rows of tokens, whose table's
+    # two uses are one sum by then, 16 positions, a block of 12·16² weights and 13·16 biases and
     # gains, and the last norm.
-    parameters = 2 * 64 * 16 + 16 * 16 + 12 * 16**2 + 13 * 16 + 2 * 16
+    parameters = 64 * 16 + 16 * 16 + 12 * 16**2 + 13 * 16 + 2 * 16
     [row] = found["collectives"]
     assert (row["axes"], row["kind"]) == ("x", "all-reduce")
     assert 4 * parameters <= row["bytes"] < 4 * parameters + 100
