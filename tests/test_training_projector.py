@@ -76,7 +76,7 @@ def test_pictures_are_made_small_and_texts_are_pages():
 
 def test_a_directory_that_cannot_be_written_is_a_warning(run, tmp_path, caplog):
     config = schema.load(run)
-    (tmp_path / "projector").write_text("a file")
+    (tmp_path / "embeddings").write_text("a file")
     checkpoint = tf.train.latest_checkpoint(config.model_path)
     projector.write(config.replace(model_path=str(tmp_path)), checkpoint, encoders.load("byte"))
     assert "cannot be written for TensorBoard's projector" in caplog.text

@@ -113,7 +113,7 @@ def test_directory_holds_checkpoints_and_no_temporary_files(finished):
     assert jobs.steps(model_path) == [4, 6]
     names = {name.partition(".")[0] for name in os.listdir(model_path)}
     assert names == {"model", "checkpoint", "config", "run", "metrics", "events", "eval",
-                     "scores", "projector", "projector_config"}
+                     "scores", "embeddings", "projector_config"}
     assert not [name for name in os.listdir(model_path) if name.endswith(".tmp")]
 
 

@@ -25,7 +25,7 @@ _HERE = "{model_path}"
 _OWN_FILES = ("checkpoint", "model.ckpt-*", "graph.pbtxt", "events.out.tfevents.*", "eval",
               "wandb", "wandb.json",
               "metrics.jsonl", "bad_steps.jsonl", "config.json", keeping.SCORES, "teacher",
-              "student", "encoder", "init", "probe_*.png", "projector",
+              "student", "encoder", "init", "probe_*.png", "embeddings",
               "projector_config.pbtxt", _FILE)
 
 

@@ -17,7 +17,8 @@ import inputs
 from mesh.compat import tf
 from training import heat_map, keeping
 
-FOLDER, CONFIG = "projector", "projector_config.pbtxt"
+# Neither name begins with the other: some storage then takes the one for a part of the other.
+FOLDER, CONFIG = "embeddings", "projector_config.pbtxt"
 # A browser works with so many points and numbers; a table's first ids are the most frequent ones of
 # a byte-pair encoding.
 MOST_POINTS, MOST_VALUES, PAIRS = 3000, 1 << 21, 200
