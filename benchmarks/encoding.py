@@ -15,6 +15,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -180,11 +181,11 @@ def measure(args, name, paths, directory):
     if args.profile:
         with in_turn.profiled(os.path.join(args.profile, name)):
             ours()
-    one = in_turn.median(seconds["ours"])
+    one = statistics.median(seconds["ours"])
     return [{"encoder": name, "peer": peer, "bytes": size, "documents": len(texts),
              "megabytes_per_second": size / one / 1e6,
-             "their_megabytes_per_second": size / in_turn.median(seconds[peer]) / 1e6,
-             "ratio": in_turn.median(seconds[peer]) / one, "same_documents": same[peer],
+             "their_megabytes_per_second": size / statistics.median(seconds[peer]) / 1e6,
+             "ratio": statistics.median(seconds[peer]) / one, "same_documents": same[peer],
              "rounds": seconds["ours"], "their_rounds": seconds[peer]} for peer in peers]
 
 

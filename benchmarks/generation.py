@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import logging
 import os
+import statistics
 import sys
 import tempfile
 
@@ -137,7 +138,7 @@ def measure(args, size, directory):
             with in_turn.profiled(os.path.join(args.profile, f"{size}_{batch}")):
                 ours(predictor, prompts, args.new)
         predictor.close()
-        one, other = in_turn.median(seconds["ours"]), in_turn.median(seconds["theirs"])
+        one, other = statistics.median(seconds["ours"]), statistics.median(seconds["theirs"])
         made = batch * args.new
         yield {"size": size, "batch": batch, "precision": precision, "prompt": args.prompt,
                "new": args.new, "tokens_per_second": made / one,

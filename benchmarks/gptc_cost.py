@@ -16,7 +16,7 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from benchmarks import trainers, turns  # noqa: E402
+from benchmarks import machine, trainers, turns  # noqa: E402
 
 
 def parse():
@@ -27,13 +27,10 @@ def parse():
                         "(gptc_162M)")
     parser.add_argument("--n_ctx", type=int, default=1024, help="(1024)")
     parser.add_argument("--batch", type=int, default=2, help="rows of a step (2)")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
-                        help="override a key of the config; may be repeated")
     parser.add_argument("--rounds", type=int, default=3, help="of each, after one to warm up (3)")
     parser.add_argument("--steps", type=int, default=1, help="steps of a round (1)")
-    parser.add_argument("--threads", type=int, default=2, help="and cores, of each (2)")
     parser.add_argument("--profile", metavar="DIR", help="profile a step of each afterwards")
-    parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
+    turns.add_flags(parser)
     return parser.parse_args()
 
 
@@ -46,7 +43,7 @@ def main():
             "mesh_shape=x:2", "layout=batch:x", *args.set]
     # Ids that the student knows.
     vocab = schema.load(os.path.basename(schema.load(args.model, sets).clip.student)).n_vocab
-    load, tokens = turns.warn_of_load(), args.batch * args.n_ctx
+    load, tokens = machine.warn_of_load(), args.batch * args.n_ctx
     with contextlib.ExitStack() as stack:
         both = []
         for name, more in (("GPT", ["clip.weight=0"]), ("GPT-C", [])):

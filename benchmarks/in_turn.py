@@ -4,11 +4,13 @@ import contextlib
 import glob
 import json
 import os
-import statistics
 import sys
 import time
 
 from tqdm import tqdm
+
+from benchmarks import machine
+from configs import markdown
 
 # Lines of a profile that are shown; the whole of it is in its directory.
 _SHOWN = 25
@@ -25,11 +27,8 @@ def add_flags(parser, rounds, threads=2):
 
 def begin(threads):
     """Confines the process to some cores, and warns if others use them; returns the load."""
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        print(f"warning: the load average is {load:.1f}: other work shares the cores, which the "
-              "measurement will show", file=sys.stderr)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    load = machine.warn_of_load()
+    machine.confine(threads)
     # Theirs may have no file of a name on the hub, and asking takes seconds.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return load
@@ -55,11 +54,6 @@ def timed(ways, rounds, description=None, warm=1, clock=time.perf_counter):
             way()
             found[name].append(clock() - began)
     return {name: seconds[warm:] for name, seconds in found.items()}
-
-
-def median(seconds):
-    """The median round."""
-    return statistics.median(seconds)
 
 
 @contextlib.contextmanager
@@ -105,7 +99,5 @@ def _show_operations(directory):
 
 def show(heads, rows, found):
     """Prints a table in Markdown and all that was found as JSON."""
-    from training import board
-
-    print(board.table(heads, rows))
+    print(markdown.table(heads, rows))
     print(json.dumps(found), flush=True)

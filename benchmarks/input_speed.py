@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -156,10 +157,10 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as directory:
         config, seconds = measure(args, directory)
     batch = config.train_batch_size * config.n_ctx
-    consumed = batch * args.steps / in_turn.median(seconds["training"])
+    consumed = batch * args.steps / statistics.median(seconds["training"])
     rows, found = [["training", args.threads, f"{consumed:,.0f}", ""]], {}
     for name in ("chunks", "stitched"):
-        given = batch * args.batches / in_turn.median(seconds[name])
+        given = batch * args.batches / statistics.median(seconds[name])
         found[name] = {"tokens_per_second": given, "ratio": given / consumed}
         rows.append([name, 1, f"{given:,.0f}", f"{given / consumed:.0f}×"])
     in_turn.show(["", "cores", "tokens/s", "of what training consumes"], rows,

@@ -21,7 +21,7 @@ from tqdm import tqdm
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from benchmarks import trainers, turns  # noqa: E402
+from benchmarks import machine, trainers, turns  # noqa: E402
 
 BASE = {"layers": 4, "width": 256, "context": 128, "batch": 8, "vocabulary": 1024, "mesh": 1}
 AXES = {"layers": [2, 4, 8, 16], "width": [128, 256, 512, 1024], "context": [64, 128, 256, 512],
@@ -99,7 +99,7 @@ def draw(points, path):
 
 def main():
     args = parse()
-    load = turns.warn_of_load()
+    load = machine.warn_of_load()
     os.makedirs(args.out, exist_ok=True)
     path = os.path.join(args.out, "scaling.json")
     points = {}

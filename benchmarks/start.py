@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -142,12 +143,12 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as directory:
         seconds = measure(args, directory)
     in_turn.show(["until", "seconds"],
-                 [[name, f"{in_turn.median(rounds):.2f}"] for name, rounds in seconds.items()],
+                 [[name, f"{statistics.median(rounds):.2f}"] for name, rounds in seconds.items()],
                  {"model": args.model, "threads": args.threads, "load_before": load,
                   "rounds": seconds,
-                  "medians": {name: in_turn.median(rounds) for name, rounds in seconds.items()},
-                  "ratio": in_turn.median(seconds["a prompt more, all built anew"])
-                  / in_turn.median(seconds["a prompt more"])})
+                  "medians": {name: statistics.median(rounds) for name, rounds in seconds.items()},
+                  "ratio": statistics.median(seconds["a prompt more, all built anew"])
+                  / statistics.median(seconds["a prompt more"])})
 
 
 if __name__ == "__main__":

@@ -21,20 +21,16 @@ from benchmarks import trainers, turns  # noqa: E402
 def parse():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", metavar="FILE", help="nanoGPT's model.py, of a checkout of "
-                        "karpathy/nanoGPT; without it, transformers' GPT2LMHeadModel is measured")
+    trainers.add_flags(parser)
     parser.add_argument("--model", metavar="CONFIG", default="shakespeare_char",
                         help="whose optimizer (shakespeare_char)")
     parser.add_argument("--size", metavar="LAYERSxWIDTHxCONTEXT", default="12x768x1024",
                         help="(12x768x1024)")
     parser.add_argument("--batch", type=int, default=8, help="rows of a step (8)")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
-                        help="override a key of the config; may be repeated")
     parser.add_argument("--vocab", type=int, default=50257, help="token ids of the data (50257)")
     parser.add_argument("--steps", type=int, default=2, help="of each (2)")
-    parser.add_argument("--threads", type=int, default=2, help="and cores, of each library (2)")
     parser.add_argument("--only", choices=("ours", "theirs"), help="measure one of them")
-    parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
+    turns.add_flags(parser)
     return parser.parse_args()
 
 
@@ -42,8 +38,7 @@ def main():
     args = parse()
     sets = trainers.sets_of(args.size, [f"train_batch_size={args.batch}", *args.set])
     common = dict(threads=args.threads, model=args.model, sets=sets, vocab=args.vocab)
-    name = "nanoGPT" if args.nanogpt else "transformers"
-    path = os.path.abspath(args.nanogpt) if args.nanogpt else None
+    name, path = trainers.peer(args.nanogpt)
     result = {"size": args.size, "batch": args.batch, "vocab": args.vocab, "set": args.set}
     with tempfile.TemporaryDirectory() as directory:
         trainers.write_dataset(directory, args.vocab)

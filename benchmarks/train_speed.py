@@ -24,38 +24,32 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from benchmarks import trainers, turns  # noqa: E402
+from benchmarks import machine, trainers, turns  # noqa: E402
 
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", metavar="FILE", help="nanoGPT's model.py, of a checkout of "
-                        "karpathy/nanoGPT; without it, transformers' GPT2LMHeadModel is measured")
+    trainers.add_flags(parser)
     parser.add_argument("--theirs", nargs="+", choices=("eager", "compiled"), default=["eager"],
                         help="how theirs runs; compiled takes a C++ compiler (eager)")
     parser.add_argument("--model", metavar="CONFIG", default="shakespeare_char",
                         help="whose sizes and optimizer (shakespeare_char)")
     parser.add_argument("--size", metavar="LAYERSxWIDTHxCONTEXT", help="in place of the config's")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
-                        help="override a key of the config, such as train_batch_size=2 or "
-                        "precision=bfloat16; may be repeated")
     parser.add_argument("--vocab", type=int, default=65, help="token ids of the data (65)")
     parser.add_argument("--rounds", type=int, default=7, help="of each (7)")
     parser.add_argument("--warm", type=int, default=1,
                         help="rounds of each before them that do not count (1)")
     parser.add_argument("--steps", type=int, default=100, help="steps of a round (100)")
-    parser.add_argument("--threads", type=int, default=2, help="and cores, of each library (2)")
     parser.add_argument("--profile", metavar="DIR", help="profile a step of each afterwards")
-    parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
+    turns.add_flags(parser)
     return parser.parse_args()
 
 
 def contestants(args, sets, directory):
     """Ours and theirs, as a list of turns.Contestant."""
     common = dict(threads=args.threads, model=args.model, sets=sets, vocab=args.vocab)
-    name = "nanoGPT" if args.nanogpt else "transformers"
-    path = os.path.abspath(args.nanogpt) if args.nanogpt else None
+    name, path = trainers.peer(args.nanogpt)
     trainers.write_dataset(directory, args.vocab)
     return [turns.Contestant("ours", trainers.ours, directory=directory, **common),
             *(turns.Contestant(f"{name} {how}", trainers.theirs, path=path,
@@ -68,7 +62,7 @@ def main():
 
     sets = trainers.sets_of(args.size, args.set)
     config = schema.load(args.model, sets)
-    load = turns.warn_of_load()
+    load = machine.warn_of_load()
     tokens = config.train_batch_size * config.n_ctx
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())

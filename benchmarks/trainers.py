@@ -7,10 +7,22 @@ import collections
 import contextlib
 import importlib.util
 import json
+import os
 import re
 import sys
 
 TOKENS = 1 << 20
+
+
+def add_flags(parser):
+    """The flag that says what `theirs` trains."""
+    parser.add_argument("--nanogpt", metavar="FILE", help="nanoGPT's model.py, of a checkout of "
+                        "karpathy/nanoGPT; without it, transformers' GPT2LMHeadModel is measured")
+
+
+def peer(nanogpt):
+    """(the name, the path for `theirs`) of what --nanogpt says."""
+    return ("nanoGPT", os.path.abspath(nanogpt)) if nanogpt else ("transformers", None)
 
 
 def ours(link, threads, directory, model, sets, vocab=None):

@@ -10,6 +10,17 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from benchmarks import machine
+
+
+def add_flags(parser):
+    """The flags of every benchmark in which contestants train."""
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
+                        help="override a key of the config, such as train_batch_size=2 or "
+                        "precision=bfloat16; may be repeated")
+    parser.add_argument("--threads", type=int, default=2, help="and cores, of each (2)")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
+
 
 class Round(NamedTuple):
     """A step's means over a round: seconds by the clock, seconds of processor; the last loss."""
@@ -127,7 +138,7 @@ class Link:
 
 def _serve(pipe, run, threads, settings):
     # Ours shares out the cores that it may use, as it does in main.py.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    machine.confine(threads)
     run(Link(pipe), threads=threads, **settings)
 
 
@@ -172,15 +183,6 @@ def table(contestants, tokens):
     for one in contestants:
         print(f"{one.name:{width}}{one.seconds * 1e3:12,.1f}{tokens / one.seconds:12,.0f}"
               f"{one.processor_seconds * 1e3:14,.1f}{one.peak() / 1e6:10,.0f}")
-
-
-def warn_of_load():
-    """Says so if other work shares the cores; returns the load average."""
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        print(f"warning: the load average is {load:.1f}: other work shares the cores, which the "
-              "measurement will show", file=sys.stderr)
-    return load
 
 
 def finish(result, out):

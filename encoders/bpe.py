@@ -12,7 +12,7 @@ import re
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
 from encoders.base import Encoder
@@ -38,8 +38,33 @@ def byte_symbols() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-class Words(dict):
-    """Ids of words: a dictionary that fills itself.
+class Remembered(dict):
+    """What is found for texts: a dictionary that fills itself, as far as it has room.
+
+    Args:
+        find: from a text to what the dictionary has for it.
+        fixed: what is given rather than found, and never forgotten.
+    """
+
+    def __init__(self, find: Callable[[str], Any], fixed: dict[str, Any] | None = None):
+        super().__init__(fixed or {})
+        self._find, self._fixed = find, dict(self)
+
+    def __missing__(self, text: str) -> Any:
+        found = self._find(text)
+        if len(text) <= MAX_WORD_LENGTH and len(self) < MAX_WORDS:
+            self[text] = found
+        return found
+
+    def trim(self) -> None:
+        """Forgets all that was found if there is no room for more; to be called now and then."""
+        if len(self) >= MAX_WORDS:
+            self.clear()
+            self.update(self._fixed)
+
+
+class Words(Remembered):
+    """Ids of words.
 
     Args:
         vocab: symbol → id.
@@ -57,8 +82,7 @@ class Words(dict):
                  source: str):
         from tokenizers import models
 
-        super().__init__(fixed or {})
-        self._fixed = dict(self)
+        super().__init__(self._merged, fixed)
         symbols = byte_symbols()
         # The library drops a symbol it does not know; here every byte must have an id.
         missing = [byte for byte, symbol in enumerate(symbols) if symbol + end_of_word not in vocab]
@@ -72,41 +96,9 @@ class Words(dict):
             raise UserError(f"{source}: vocabulary and merges do not fit: {error}") from None
         self._symbols = dict(enumerate(symbols))
 
-    def __missing__(self, word: str) -> tuple[int, ...]:
+    def _merged(self, word: str) -> tuple[int, ...]:
         symbols = word.encode("utf-8").decode("latin-1").translate(self._symbols)
-        ids = tuple([token.id for token in self._bpe.tokenize(symbols)])
-        if len(word) <= MAX_WORD_LENGTH and len(self) < MAX_WORDS:
-            self[word] = ids
-        return ids
-
-    def trim(self) -> None:
-        """Forgets all words if there is no room for more; to be called now and then."""
-        if len(self) >= MAX_WORDS:
-            self.clear()
-            self.update(self._fixed)
-
-
-class Pieces(dict):
-    """Ids of pieces of text, as the bytes of an array: a dictionary that fills itself.
-
-    Args:
-        ids: of a piece, as an array.array.
-    """
-
-    def __init__(self, ids: Callable[[str], array]):
-        super().__init__()
-        self._ids = ids
-
-    def __missing__(self, piece: str) -> bytes:
-        found = self._ids(piece).tobytes()
-        if len(piece) <= MAX_WORD_LENGTH and len(self) < MAX_WORDS:
-            self[piece] = found
-        return found
-
-    def trim(self) -> None:
-        """As Words.trim."""
-        if len(self) >= MAX_WORDS:
-            self.clear()
+        return tuple([token.id for token in self._bpe.tokenize(symbols)])
 
 
 def token_bytes(vocab: dict[str, int], n_vocab: int, *, end_of_word: str = "",
@@ -169,7 +161,7 @@ class WordEncoder(Encoder):
         self._bytes = table
         self._ascii_words = ascii_words.findall
         self._find_words = find_words
-        self._pieces = Pieces(self._of_piece)
+        self._pieces = Remembered(self._bytes_of_piece)
 
     def encode(self, text: str) -> list[int]:
         self._trim()
@@ -207,6 +199,10 @@ class WordEncoder(Encoder):
     def _packed(self, text: str) -> bytes:
         """The ids of a text as the bytes of an array."""
         raise NotImplementedError
+
+    def _bytes_of_piece(self, piece: str) -> bytes:
+        """The ids of one of `_pieces`, as the bytes of an array."""
+        return self._of_piece(piece).tobytes()
 
     def _of_piece(self, piece: str) -> array:
         """The ids of one of `_pieces`."""
