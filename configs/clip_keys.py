@@ -38,7 +38,8 @@ class ClipKeys(Keys):
                                         "how often the model finds the right one.")
     probe_words: Annotated[list[str], BeforeValidator(values.probe_words)] = Field(
         [], description="Words, or texts, of which each evaluation draws how alike the model "
-                        "finds them; of a student, beside its teacher.")
+                        "finds them; of a student, beside its teacher; of a GPT-C whose loss is "
+                        "supervised, what it projects of them beside its student.")
 
     teacher: str | None = Field(
         None, min_length=1, description="Directory of the CLIP run that teaches; it is copied into "
@@ -111,7 +112,7 @@ KEYS_OF = {
     "clip_student": ("teacher", "window", "windows", "positions", "distillation",
                      "probe_words", "control"),
     "gpt_c": ("student", "mode", "loss", "layer", "weight", "weight_warmup", "weight_end",
-              "target", "samples", "temperature", "control"),
+              "target", "samples", "temperature", "control", "probe_words"),
 }
 
 # Those of a student that learns from texts alone.

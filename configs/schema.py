@@ -122,6 +122,11 @@ class RunConfig(clip_keys.ClipSection, MoeSection, keys.RunKeys, keys.PredictKey
         return self.model == "clip_student" and self.clip.control == "text_only"
 
     @property
+    def supervised(self) -> bool:
+        """Whether it is a GPT-C that learns to say what its student says."""
+        return self.model == "gpt_c" and self.clip.mode == "loss" and self.clip.weight > 0
+
+    @property
     def experts_travel(self) -> bool:
         """Whether the layout splits batch and experts over one axis: tokens go to other devices."""
         rules = dict(self.layout_rules)

@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from configs.errors import UserError
+from configs.progress import tqdm
 from interop import tensor_files, weight_files
 from models.clip import ACTIVATIONS, ClipSizes
 
@@ -204,7 +205,7 @@ class _Source:
         turned = self._naming.transposed
         projection = self._take(names[3], *((sizes.out, width) if turned else (width, sizes.out)))
         out["projection"] = projection.T if turned else projection
-        for layer in range(sizes.layers):
+        for layer in tqdm(range(sizes.layers), desc="reading", unit="layer", leave=False):
             for part, value in self._layer(self._naming.layer.format(layer), width, heads,
                                            sizes.intermediate).items():
                 out[f"h{layer}/{part}"] = value

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.errors import UserError
+from configs.progress import tqdm
 from configs.schema import RunConfig
 from mesh.compat import tf
 from training import checkpoints, run
@@ -51,7 +52,7 @@ def _write(config, record, weights, copies):
         tf.io.gfile.copy(original, copy, overwrite=True)
     checkpoints.write_text(os.path.join(config.model_path, "config.json"), config.to_json())
     with tf.Graph().as_default(), tf.Session() as session:
-        for name in list(weights):
+        for name in tqdm(list(weights), desc="writing", unit="tensor", leave=False):
             values = weights.pop(name)  # each is in memory once
             assign = tf.get_variable(name, values.shape, tf.float32,
                                      tf.zeros_initializer()).initializer

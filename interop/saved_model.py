@@ -7,6 +7,7 @@ import json
 import os
 
 from configs.errors import UserError
+from configs.progress import tqdm
 from configs.schema import RunConfig
 from interop import folders, saved_pieces, saved_text
 from interop.saved_pieces import on_mesh
@@ -16,6 +17,9 @@ from models import layers, sampling
 from training import checkpoints, language_models
 
 _FLAG = "--export saved_model"
+
+# Of the work, for its bar: the model's graph, TensorFlow's of it, reading weights, writing.
+_PARTS = 4
 
 # Beside the graph and the weights: files that TensorFlow leaves alone.
 EXTRA = "assets.extra"
@@ -62,18 +66,23 @@ def export(config: RunConfig, directory: str) -> None:
 
 
 def _write(config, encoder, checkpoint, partial):
-    with tf.Graph().as_default() as graph, tf.Session(graph=graph) as session:
-        signatures = _signatures(config, encoder)
+    with (tf.Graph().as_default() as graph, tf.Session(graph=graph) as session,
+          tqdm(total=_PARTS, desc="building the graph", unit="part", leave=False) as bar):
+        signatures = _signatures(config, encoder, bar)
+        bar.set_description("reading the weights")
         masters, frozen = tf.global_variables(), tf.local_variables()
         checkpoints.check_shapes(config, checkpoint, {
             master.op.name: master.shape.as_list() for master in masters})
         checkpoints.restore(config, tf.train.Saver(masters), session, checkpoint)
         session.run(tf.local_variables_initializer())
+        bar.update()
+        bar.set_description("writing")
         builder = tf.saved_model.Builder(partial)
         builder.add_meta_graph_and_variables(
             session, [tf.saved_model.tag_constants.SERVING], signatures,
             saver=tf.train.Saver(masters + frozen))
         builder.save()
+        bar.update()
     facts = {"encoder": encoder.spec, "encoder_hash": encoder.hash, "n_vocab": encoder.n_vocab,
              "eos_id": encoder.eos_id, "n_ctx": config.n_ctx, "rows": config.predict_batch_size,
              "name": os.path.basename(config.model_path.rstrip("/")), "piece": saved_pieces.SIZE,
@@ -85,8 +94,8 @@ def _write(config, encoder, checkpoint, partial):
                            encoder.to_tokenizers().to_str(pretty=True))
 
 
-def _signatures(config, encoder):
-    """Builds the graph; returns its SignatureDefs by name."""
+def _signatures(config, encoder, bar):
+    """Builds the graph; returns its SignatureDefs by name. `bar`, a tqdm, gets two parts."""
     mesh, impl = mtf.Mesh(mtf.Graph(), "mesh"), devices.mesh_impl(config)
     ctx = layers.Context(mesh, config, dropless=True)
     model = language_models.build(config, encoder.n_vocab)
@@ -105,7 +114,9 @@ def _signatures(config, encoder):
     asks = {end: _Ask(config, encoder, model, ctx, tokens, lengths, asked)
             for end, (_, tokens, lengths) in inputs.items()}
     pieces = saved_pieces.Pieces(config, encoder, model, ctx)
+    bar.update()
     lowering = mtf.Lowering(mesh.graph, {mesh: impl}, autostack=False)
+    bar.update()
     found = dict(pieces.signatures(lowering))
     for end, ask in asks.items():
         made = {"tokens": ask.made(lowering)}

@@ -1,12 +1,16 @@
 """interop/import_clip.py: a CLIP text tower from elsewhere becomes a run, by way of main.py."""
 
 import json
+import re
+import sys
 import types
 
+import clip_runs
 import graphs
 import jobs
 import numpy as np
 import pytest
+from test_configs_progress import Terminal
 
 import main
 from configs import schema
@@ -171,6 +175,12 @@ def test_clips_number_of_ids_means_clips_encoder(tmp_path, monkeypatch, capsys, 
     assert checkpoints.read_record(str(tmp_path / "run")).encoder == {
         "spec": "clip", "hash": "0123456789abcdef" if found else None, "n_vocab": 49408,
         "eos_id": 49407}
+
+
+def test_a_terminal_shows_how_far_it_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    clip_runs.teacher(tmp_path, 259)
+    assert re.search(r"reading: .*0/1 .*writing: .* 0/17 ", shown.getvalue())
 
 
 def test_a_run_is_replaced_with_new_alone(capsys, tmp_path):

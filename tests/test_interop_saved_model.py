@@ -1,6 +1,7 @@
 """SavedModels: loaded by plain TensorFlow elsewhere, they say what --predict and scores say."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf2
 import test_predictor
+from test_configs_progress import Terminal
 
 import encoders
 from configs.errors import UserError
@@ -57,11 +59,14 @@ def ask(directory, tmp_path):
 @pytest.mark.parametrize(("changes", "mesh"), [
     ({"position": "rotary", "attention_types": ("local", "linear"), "local_attention_radius": 5},
      {}), ({}, {**test_predictor.MESH, "eval_batch_size": 4})], ids=["one device", "mesh"])
-def test_equals_predictions_and_scores(tmp_path, changes, mesh):
+def test_equals_predictions_and_scores(tmp_path, monkeypatch, changes, mesh):
     config = test_predictor.save_run(test_predictor.make_config(
         tmp_path / "run", predict_batch_size=4, **changes)).replace(**mesh)
     directory = str(tmp_path / "saved")
-    saved_model.export(config, directory)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", shown := Terminal())
+        saved_model.export(config, directory)
+    assert re.search(r"building the graph: .*reading the weights: .*writing: ", shown.getvalue())
     found = ask(directory, tmp_path)
     model = predictor.Predictor(config, encoders.load("byte"))
     for settings, tokens in zip(SETTINGS, found["generate"], strict=True):

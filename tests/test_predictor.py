@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
+from test_configs_progress import Terminal
 
 import encoders
-from configs import schema
+from configs import progress, schema
 from configs.errors import UserError
 from mesh import devices
 from mesh.compat import mtf, tf
@@ -314,6 +316,23 @@ def test_long_prompts_keep_their_end(one_row, caplog):
         found = tokens_of(one_row, [long], 1, 5, temperature=0.0)
     assert "40 tokens" in caplog.text
     assert found == tokens_of(one_row, [long[-N_CTX:]], 1, 5, temperature=0.0)
+
+
+def test_a_terminal_shows_how_far_it_is(one_row, monkeypatch):
+    shown, delays = Terminal(), []
+
+    def bar(delay, **keys):
+        delays.append(delay)
+        return progress.tqdm(file=shown, mininterval=0, **keys)
+
+    monkeypatch.setattr(predictor, "tqdm", bar)
+    rows = one_row.config.predict_batch_size
+    for _ in one_row.generate([[5]], rows + 1, 2 * predictor.CHUNK + 1):
+        # Samples come when their batch's bar is gone.
+        assert shown.getvalue().endswith("\r")
+    assert re.search(rf"samples 1 to {rows} of {rows + 1}: .* 16/65 ", shown.getvalue())
+    assert f"samples {rows + 1} to {rows + 1} of {rows + 1}: " in shown.getvalue()
+    assert delays == [2, 2]
 
 
 def test_one_session_and_one_graph(config, monkeypatch, capsys):

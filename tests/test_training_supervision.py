@@ -4,6 +4,7 @@ import clip_runs
 import graphs
 import jobs
 import numpy as np
+import projected as shown_points
 import pytest
 import tensorflow
 
@@ -352,3 +353,35 @@ def test_the_reported_cosine_equals_numpy(place, known, kind, layer):
     assert report["clip_cosine"] == pytest.approx(np.mean(cosines), abs=1e-5)
     if kind == "cosine":
         assert report["loss/clip"] == pytest.approx(1 - report["clip_cosine"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("layer", "ahead"), [(["last"], 0), (["last", 1], 2)])
+def test_the_projector_shows_projections_beside_the_student(place, tmp_path, capsys, layer, ahead):
+    words = ["red", "scarlet", "a box", "blue"]
+    config = config_of(place, clip={"layer": layer, "target": ahead, "probe_words": words},
+                       eval_steps=1, train_steps=2, name=f"projected_{ahead}")
+    result = jobs.here(capsys, f"{config.model_path}.json")
+    weights = {name: value for name, value in jobs.weights(config.model_path).items()
+               if "adam" not in name}
+    tokens, last = np.zeros([4, N_CTX + 1], int), [len(word) - 1 for word in words]
+    for row, word in zip(tokens, words, strict=True):
+        row[:len(word)] = list(word.encode())
+    states = states_of(config, tokens, weights)
+    student = clip_runs.said(schema.load(f"{place[2]}/config.json"), tokens[:, :N_CTX], {
+        name: value for name, value in place[3].items() if "target_" not in name})["y"]
+    wanted = {"student": unit(student[range(4), last])}
+    for of in layer:
+        rows = projected(states, of, weights)[range(4), np.subtract(last, ahead)]
+        wanted[f"GPT-C, layer {of}"] = unit(rows)
+    shown = shown_points.Space(config.model_path, "clip, step 2")
+    np.testing.assert_allclose(shown.vectors, np.concatenate(list(wanted.values())), atol=1e-4)
+    assert shown.labels == [["text", "what"], *([word, kind] for kind in wanted for word in words)]
+    pairs = np.triu_indices(4, 1)
+    cosines = [(x @ x.T)[pairs] for x in wanted.values()]
+    assert result.summary["probe/correlation"] == pytest.approx(
+        np.mean([np.corrcoef(cosines[0], other)[0, 1] for other in cosines[1:]]), abs=1e-4)
+    assert jobs.scalars(f"{config.model_path}/eval")["probe/correlation"].keys() == {2}
+    # Without the supervision there is nothing to compare.
+    plain = jobs.here(capsys, f"{config.model_path}.json", "--model_path", tmp_path / "plain",
+                      "--set", "clip.weight=0")
+    assert "probe/correlation" not in plain.summary

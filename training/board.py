@@ -128,7 +128,7 @@ def _kinds(config):
         kinds.add("language")
     if config.model == "clip_student" and not config.text_only:
         kinds.add("student")
-    if config.model == "gpt_c" and config.clip.mode == "loss" and config.clip.weight:
+    if config.supervised:
         kinds.add("supervised")
     if config.z_loss or config.moe_layers or config.text_only:
         kinds.add("terms")

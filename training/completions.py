@@ -37,11 +37,12 @@ class Row:
 
     Attributes:
       sample: the same.
+      limit: the same.
       window: the tokens that the model sees, the newest last.
     """
 
     def __init__(self, sample, limit, n_ctx):
-        self.sample, self._limit, self._n_ctx = sample, limit, n_ctx
+        self.sample, self.limit, self._n_ctx = sample, limit, n_ctx
         self.window = sample.prompt[-n_ctx:]
         if len(sample.prompt) > n_ctx:
             logging.warning("a prompt of %d tokens is longer than n_ctx = %d: the model sees its "
@@ -56,7 +57,7 @@ class Row:
 
     def steps(self):
         """How many tokens it can take before it slides or ends."""
-        return min(self._n_ctx + 1 - len(self.window), self._limit - len(self.sample.tokens))
+        return min(self._n_ctx + 1 - len(self.window), self.limit - len(self.sample.tokens))
 
     def take(self, new, encoder, stop):
         """Takes new tokens, of which the last may be the end of text, and sees whether it ends.
@@ -79,7 +80,7 @@ class Row:
                     sample.text = sample.text[:min(found)]
                     break
         self.window = self.window + new
-        if not sample.reason and len(sample.tokens) >= self._limit:
+        if not sample.reason and len(sample.tokens) >= self.limit:
             sample.reason = "length"
 
     def _set(self, tokens, encoder):

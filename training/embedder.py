@@ -1,7 +1,10 @@
 """Embeddings of texts and pictures with a run's newest checkpoint: one graph and session for all.
 
-Models of kind clip embed texts and pictures; a clip_student embeds texts, at each of their tokens.
+Models of kind clip embed texts and pictures; a clip_student embeds texts, at each of their tokens;
+a supervised gpt_c has projections, beside what its student says.
 """
+
+import dataclasses
 
 import numpy as np
 
@@ -10,11 +13,11 @@ from configs.progress import tqdm
 from mesh import devices
 from mesh.compat import mtf, tf
 from models import clip, clip_image, layers
-from training import checkpoints, contrastive, language_models
+from training import checkpoints, contrastive, frozen, language_models, supervision
 
 
 class Embedder:
-    """A CLIP model, or a student of one, that waits for texts and pictures.
+    """A CLIP model, a student of one, or a GPT-C, that waits for texts and pictures.
 
     Args:
       config: the run's config.
@@ -26,9 +29,9 @@ class Embedder:
     """
 
     def __init__(self, config, encoder=None, length=None):
-        if config.model not in ("clip", "clip_student"):
+        if config.model not in ("clip", "clip_student") and not config.supervised:
             raise UserError(f"model: a model of kind {config.model} has no embeddings; give the "
-                            "config of a clip or a clip_student")
+                            "config of a clip, a clip_student or a gpt_c with a supervised loss")
         devices.prepare(config)
         self.config, self.checkpoint = config, checkpoints.require_fitting(config)
         self.encoder = encoder or checkpoints.encoder_of(config)
@@ -42,6 +45,8 @@ class Embedder:
             ctx = layers.Context(mesh, config)
             if config.model == "clip":
                 found = self._build_clip(ctx, length)
+            elif config.supervised:
+                found = self._build_gpt_c(ctx, length)
             else:
                 found = self._build_student(ctx, length, held["clip_student/target_mean"][0])
             masters = tf.global_variables()
@@ -49,6 +54,7 @@ class Embedder:
                 master.op.name: master.shape.as_list() for master in masters})
             lowering = mtf.Lowering(mesh.graph, {mesh: devices.mesh_impl(config)}, autostack=False)
             self._found = [lowering.export_to_tf_tensor(mtf.cast(x, tf.float32)) for x in found]
+            self._frozen_op = tf.local_variables_initializer()
             self._start_op = tf.group(lowering.copy_masters_to_slices())
             self._saver = tf.train.Saver(masters)
             self._session = tf.Session(graph=graph, config=devices.session_config(config))
@@ -112,6 +118,30 @@ class Embedder:
         outputs = self._run(self._found[0], {self._tokens: tokens})
         return [unit(row[:len(ids)] * self.target_deviation + self.target_mean)
                 for row, ids in zip(outputs, encoded, strict=True)]
+
+    def projections(self, texts):
+        """What the student of a gpt_c says of texts, and what the GPT's projections say.
+
+        Those are at texts' last token, or `clip.target` tokens before it, where the GPT learns to
+        say what the student says at the last.
+
+        Args:
+          texts: as in `texts`, none of `clip.target` tokens or less.
+
+        Returns:
+          {"student": float32 [texts, out], then the same by each of `clip.layer`}, at unit length,
+          of standardised outputs, as the supervision has them.
+        """
+        names = ["student", *self.config.clip.layer]
+        encoded = self._encode(texts)
+        tokens = np.zeros([len(encoded), self._length], np.int32)
+        for row, ids in zip(tokens, encoded, strict=True):
+            row[:len(ids)] = ids
+        last = np.array([len(ids) - 1 for ids in encoded])
+        rows = np.arange(len(encoded))
+        return {name: unit(self._run(found, {self._tokens: tokens})[
+                    rows, last - (0 if name == "student" else self.config.clip.target)])
+                for name, found in zip(names, self._found, strict=True)}
 
     def pictures(self, pictures):
         """Embeddings of pictures.
@@ -185,9 +215,26 @@ class Embedder:
             mtf.Dimension("batch", self._rows), mtf.Dimension("clip_sequence", self._length)])
         return [language_models.student(self.config, out).outputs(ctx, tokens)]
 
+    def _build_gpt_c(self, ctx, length):
+        """What its student says and what each projection says, [batch, positions, clip_out]."""
+        config, ctx = self.config, dataclasses.replace(ctx, dropless=True)
+        self._length = language_models.row_length(config, length or config.n_ctx)
+        taken = frozen.of_run(config)
+        student, model = language_models.frozen_student(taken), language_models.build(
+            config, self.encoder.n_vocab)
+        batch = mtf.Dimension("batch", self._rows)
+        self._tokens, tokens = self._feed(ctx.mesh, tf.int32, [
+            batch, mtf.Dimension("clip_sequence", self._length)])
+        said = student.outputs(dataclasses.replace(ctx, stored=taken.initializer), tokens)
+        states = model.states(ctx, mtf.import_tf_tensor(ctx.mesh, self._tokens, mtf.Shape([
+            batch, mtf.Dimension("sequence", self._length)])))
+        return [said, *(supervision.projection(ctx, states, layer, model.embd, student.out)
+                        for layer in config.clip.layer)]
+
     def _restore(self):
         """Reads the weights, and a student's statistics of its targets."""
         checkpoints.restore(self.config, self._saver, self._session, self.checkpoint)
+        self._session.run(self._frozen_op)
         self._session.run(self._start_op)
         if self.config.model == "clip_student":
             reader = tf.train.NewCheckpointReader(self.checkpoint)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 
 from configs.errors import UserError
+from configs.progress import tqdm
 from mesh import devices
 from mesh.compat import mtf, tf
 from mesh.slices import local
@@ -85,9 +86,13 @@ class Filler:
         for sample in found:
             by_length.setdefault(len(sample.prompt), []).append(sample)
         size = self.config.predict_batch_size
-        for samples in by_length.values():
-            for first in range(0, len(samples), size):
-                self._fill(samples[first:first + size], settings)
+        with tqdm(total=len(found), desc="filling in", unit="sample", leave=False,
+                  delay=2) as bar:
+            for samples in by_length.values():
+                for first in range(0, len(samples), size):
+                    part = samples[first:first + size]
+                    self._fill(part, settings)
+                    bar.update(len(part))
         return found
 
     def _fill(self, samples, settings):

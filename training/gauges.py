@@ -23,7 +23,9 @@ class Gauges:
         self._config, self._taken = config, taken
         self._embedder = self._probe = self._pairs = None
         keys = config.clip
-        needed = bool(config.eval_tasks or keys.zero_shot or keys.probe_words)
+        # A GPT-C that nothing supervises has nothing to say of them.
+        self._words = keys.probe_words if config.model != "gpt_c" or config.supervised else []
+        needed = bool(config.eval_tasks or keys.zero_shot or self._words)
         self._encoder = checkpoints.encoder_of(config, encoder_facts, needed)
         self._tasks = tasks.Tasks(config, self._encoder) if config.eval_tasks else None
         self._zero_shot = (zero_shot.ZeroShot(keys.zero_shot, keys.image_size)
@@ -65,7 +67,7 @@ class Gauges:
         """(key, text) of every text that will be embedded for its scores."""
         zero_shot_texts = self._zero_shot.prompts if self._zero_shot else []
         return ([("clip.zero_shot", text) for text in zero_shot_texts]
-                + [("clip.probe_words", text) for text in self._config.clip.probe_words])
+                + [("clip.probe_words", text) for text in self._words])
 
     def _encoded(self, keyed):
         """The ids of one of `_texts`."""
@@ -75,10 +77,11 @@ class Gauges:
             ids = self._encoder.encode(text)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
-        limit = config.n_ctx - 2 if config.model == "clip" else config.clip.window
-        if not 0 < len(ids) <= limit:
-            raise UserError(f"{key}: {text!r} has {len(ids)} tokens, and the model reads 1 to "
-                            f"{limit}")
+        least, most = {"clip": (1, config.n_ctx - 2), "clip_student": (1, config.clip.window),
+                       "gpt_c": (1 + config.clip.target, config.n_ctx)}[config.model]
+        if not least <= len(ids) <= most:
+            raise UserError(f"{key}: {text!r} has {len(ids)} tokens, and the model reads "
+                            f"{least} to {most}")
         return ids
 
     def _load(self):
@@ -91,5 +94,5 @@ class Gauges:
             self._pairs = projector.Pairs(self._config)
             longest = max(longest, self._pairs.longest)
         self._embedder = embedder.Embedder(self._config, self._encoder, longest)
-        if self._config.clip.probe_words:
+        if self._words:
             self._probe = probe.Probe(self._config, self._taken, self._encoder)

@@ -27,5 +27,5 @@ def of_run(config, facts, frozen=None):
         return TextStudent(config, facts)
     if config.mlm_training:
         return Masked(config, facts, frozen)
-    plain = config.model == "gpt_c" and (config.clip.mode == "input" or not config.clip.weight)
+    plain = config.model == "gpt_c" and not config.supervised
     return (Language if plain else _KINDS[config.model])(config, facts, frozen)

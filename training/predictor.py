@@ -11,6 +11,7 @@ import sys
 import numpy as np
 
 from configs.errors import UserError
+from configs.progress import tqdm
 from mesh import devices
 from mesh.compat import mtf, tf
 from mesh.kept import Kept, Lowering
@@ -102,9 +103,16 @@ class Predictor:
                    "top_p": top_p, "seed": seed}
         samples = (Completion(list(prompt), number, self.encoder.decode(prompt))
                    for prompt in prompts for number in range(num_samples))
-        while batch := list(itertools.islice(samples, self.config.predict_batch_size)):
-            self._complete([Row(s, self._limit(s, max_new_tokens), self.config.n_ctx)
-                            for s in batch], scalars, stop)
+        number = len(prompts) * num_samples
+        for first in itertools.count(1, self.config.predict_batch_size):
+            batch = list(itertools.islice(samples, self.config.predict_batch_size))
+            if not batch:
+                return
+            rows = [Row(s, self._limit(s, max_new_tokens), self.config.n_ctx) for s in batch]
+            # It is gone when the samples are shown. What takes a moment has none.
+            with tqdm(total=max(row.limit for row in rows), unit="token", leave=False, delay=2,
+                      desc=f"samples {first} to {first + len(batch) - 1} of {number}") as bar:
+                self._complete(rows, scalars, stop, bar)
             yield from batch
 
     def _limit(self, sample, max_new_tokens):
@@ -113,8 +121,8 @@ class Predictor:
         n_ctx = self.config.n_ctx
         return n_ctx - len(sample.prompt) if len(sample.prompt) < n_ctx else max(1, n_ctx // 2)
 
-    def _complete(self, rows, scalars, stop):
-        """Samples until every row has ended."""
+    def _complete(self, rows, scalars, stop, bar):
+        """Samples until every row has ended; the bar shows tokens of the longest."""
         live = rows
         for round_ in itertools.count():
             slides = [row.slide() for row in live]
@@ -125,6 +133,7 @@ class Predictor:
             for row, new in zip(rows, self._decode(rows, steps, count, scalars), strict=False):
                 if not row.sample.reason:
                     row.take([int(t) for t in new if t >= 0], self.encoder, stop)
+            bar.update(steps)
             live = [row for row in rows if not row.sample.reason]
             if not live:
                 return

@@ -1,4 +1,5 @@
-"""How alike a model finds some words: a heat map of cosines, a student's beside its teacher's."""
+"""How alike a model finds some words: a heat map of cosines, beside those of whom it learns from.
+"""
 
 import logging
 import os
@@ -26,7 +27,8 @@ class Probe:
     def __init__(self, config, taken, encoder):
         self._config, self._words = config, config.clip.probe_words
         self.drawn, self.points = None, []
-        self._teacher = taken and self._of_teacher(taken, encoder)
+        student = config.model == "clip_student"
+        self._teacher = self._of_teacher(taken, encoder) if student and taken else None
 
     def _of_teacher(self, taken, encoder):
         """The teacher's embeddings of the words, float32 [words, out], which never change."""
@@ -41,11 +43,13 @@ class Probe:
         return found
 
     def scores(self, embedder):
-        """Compares and draws the words; of a student {"probe/correlation": …}, else {}.
+        """Compares and draws the words; of a student or GPT-C {"probe/correlation": …}, else {}.
 
         The correlation is that of its cosines and its teacher's, over all pairs of two words. Both
         are of embeddings less the mean of the student's targets: with what all texts share left in,
-        any two words are alike. A CLIP model's are of embeddings less the words' own mean.
+        any two words are alike. A CLIP model's are of embeddings less the words' own mean. A
+        GPT-C's teacher is its student, whose outputs have a mean of 0; of several projections the
+        correlation is the mean.
 
         The heat map is written to model_path as probe_<step>.png.
 
@@ -53,6 +57,8 @@ class Probe:
           embedder: a training.embedder.Embedder of the run's newest checkpoint.
         """
         step = keeping.step_of(embedder.checkpoint)
+        if self._config.model == "gpt_c":
+            return self._projected(embedder.projections(self._words), step)
         found = embedder.texts(self._words)
         if self._teacher is None:
             scores = {}
@@ -69,6 +75,17 @@ class Probe:
             self._draw(panels, "cosines of embeddings less the targets' mean; correlation "
                                f"{correlation:.3f}", step)
         return scores
+
+    def _projected(self, found, step):
+        """`scores` of a GPT-C, of what embedder.Embedder.projections gives."""
+        headings = {name: name if name == "student" else f"GPT-C, layer {name}" for name in found}
+        self.points = [projector.named(headings[name], self._words, x)
+                       for name, x in found.items()]
+        panels = {headings[name]: cosines(x) for name, x in found.items()}
+        student, *others = panels.values()
+        correlation = float(np.mean([correlate(student, other) for other in others]))
+        self._draw(panels, f"cosines of outputs; correlation {correlation:.3f}", step)
+        return {"probe/correlation": correlation}
 
     def _draw(self, panels, what, step):
         self.drawn = heat_map.png(heat_map.figure(panels, self._words, f"step {step}: {what}"))

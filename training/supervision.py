@@ -133,13 +133,8 @@ class Supervision(Language):
 
     def _said(self, ctx, states, layer, inputs):
         """The projection of a layer's states: [batch, sequence or clip_samples, clip_out]."""
-        with tf.variable_scope("clip_head", reuse=tf.AUTO_REUSE), tf.variable_scope(f"{layer}"):
-            x = states[-1] if layer == "last" else layers.layer_norm(
-                ctx, states[layer - 1], self.model.embd, "norm")
-            if self.sampled:
-                x = self._picked(x, inputs)
-            return layers.dense(ctx, x, [self.model.embd], [self.student.out], "projection",
-                                self.model.embd.size ** -0.5)
+        pick = (lambda x: self._picked(x, inputs)) if self.sampled else None
+        return projection(ctx, states, layer, self.model.embd, self.student.out, pick)
 
     def _picked(self, x, inputs):
         """x at the drawn positions: [batch, positions, features] -> [batch, clip_samples, …]."""
@@ -158,6 +153,27 @@ class Supervision(Language):
         each = (losses.squared_error(said, wanted, out) if keys.loss == "mse"
                 else 1.0 - losses.cosine(said, wanted, out))
         return mtf.reduce_sum(each * inputs["clip_mask"])
+
+
+def projection(ctx, states, layer, embd, out, pick=None):
+    """What a GPT-C says of a layer's states in its student's words.
+
+    Args:
+      ctx: a models.layers.Context.
+      states: [batch, sequence, embd] after each block and the final norm, as GPT.states gives them.
+      layer: one of `clip.layer`.
+      embd: the mtf dimension of states.
+      out: the student's mtf dimension of outputs.
+      pick: takes positions of the states, or None for all.
+
+    Returns:
+      [batch, sequence or what `pick` makes of it, clip_out].
+    """
+    with tf.variable_scope("clip_head", reuse=tf.AUTO_REUSE), tf.variable_scope(f"{layer}"):
+        x = states[-1] if layer == "last" else layers.layer_norm(ctx, states[layer - 1], embd,
+                                                                 "norm")
+        return layers.dense(ctx, pick(x) if pick else x, [embd], [out], "projection",
+                            embd.size ** -0.5)
 
 
 def _mean(totals):
