@@ -40,7 +40,7 @@ def entmax_loss(logits, targets, dim, n_valid, alpha, name="entmax_loss"):
             # p is 0 where z is the padding's, and p^α = p·p^(α-1).
             above = entmax.above(v, top, threshold, s)
             inner = tf.reduce_sum(p * (z - above / (alpha * (alpha - 1.0))), -1)
-            return inner - ops.at_target(z, i, s)
+            return inner - ops.at_target(z, i, s, not slices.have_devices)
 
         total = slices.sum(ops.map_from(slices, part, start, x, t, top, threshold), dim)
         loss = slices.map(lambda t: t + 1.0 / (alpha * (alpha - 1.0)), total)
@@ -51,7 +51,7 @@ def entmax_loss(logits, targets, dim, n_valid, alpha, name="entmax_loss"):
 
         def one_slice(v, i, top, threshold, d, s):
             p = entmax.probabilities(v, top, threshold, s) * d[..., None]
-            return tf.cast(ops.minus_at_target(p, i, d, s), v.dtype)
+            return tf.cast(ops.minus_at_target(p, i, d, s, not slices.have_devices), v.dtype)
 
         return [ops.map_from(slices, one_slice, start, *ins, *outs[1:], grads[0]), None]
 

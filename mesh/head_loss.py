@@ -1,5 +1,7 @@
 """The loss of a linear head, a block of tokens at a time: no [batch, sequence, vocab] tensor."""
 
+import functools
+
 from mesh.compat import tf
 from mesh.ops import at_target, map_from, minus_at_target
 from mesh.slices import SliceOperation
@@ -113,11 +115,12 @@ class _Head:
 
     def _errors(self, slices, logits, t):
         """float32 losses [rows], and probabilities [rows, dim] less 1 at the target."""
-        dim, start = self._dim, None
+        dim, start, in_program = self._dim, None, not slices.have_devices
         if slices.is_split(dim):
             start = slices.start(dim)
         z = slices.map(lambda v: tf.cast(v, tf.float32), logits)
-        chosen = slices.sum(map_from(slices, at_target, start, z, t), dim)
+        at = functools.partial(at_target, in_program=in_program)
+        chosen = slices.sum(map_from(slices, at, start, z, t), dim)
         top = slices.max(slices.map(lambda z: tf.reduce_max(z, -1), z), dim)
         if start is None and slices.have_devices:
             # One kernel; the greatest probability is 1/Σ exp(z − top).
@@ -131,7 +134,7 @@ class _Head:
 
         def errors(z, log_z, t, start):
             p = tf.exp(z - log_z[:, None])
-            return minus_at_target(p, t, tf.ones_like(log_z), start)
+            return minus_at_target(p, t, tf.ones_like(log_z), start, in_program)
 
         return (slices.map(tf.subtract, log_z, chosen),
                 map_from(slices, errors, start, z, log_z, t))

@@ -3,6 +3,8 @@
 Every one of them is right whichever of its dimensions a layout splits, unless it says otherwise.
 """
 
+import functools
+
 from mesh.compat import mtf, tf
 from mesh.slices import SliceOperation, local
 
@@ -129,7 +131,8 @@ def softmax_cross_entropy(logits, targets, dim, n_valid, name="cross_entropy"):
             slices, lambda v, m, s: tf.reduce_sum(tf.exp(masked(v, s) - m[..., None]), -1), start,
             x, top), dim)
         log_z = slices.map(lambda m, z: m + tf.log(z), top, total)
-        chosen = slices.sum(map_from(slices, at_target, start, x, t), dim)
+        at = functools.partial(at_target, in_program=not slices.have_devices)
+        chosen = slices.sum(map_from(slices, at, start, x, t), dim)
         return slices.map(lambda z, c: z - c, log_z, chosen), log_z
 
     def backward(slices, ins, outs, grads):
@@ -137,7 +140,7 @@ def softmax_cross_entropy(logits, targets, dim, n_valid, name="cross_entropy"):
 
         def one_slice(v, i, log_z, d_loss, d_log_z, s):
             d = tf.exp(masked(v, s) - log_z[..., None]) * (d_loss + d_log_z)[..., None]
-            return tf.cast(minus_at_target(d, i, d_loss, s), v.dtype)
+            return tf.cast(minus_at_target(d, i, d_loss, s, not slices.have_devices), v.dtype)
 
         return [map_from(slices, one_slice, start, *ins, outs[1], *grads), None]
 
@@ -146,24 +149,32 @@ def softmax_cross_entropy(logits, targets, dim, n_valid, name="cross_entropy"):
                                 [(shape, tf.float32), (shape, tf.float32)], name).outputs)
 
 
-def at_target(x, target, start):
+def at_target(x, target, start, in_program=False):
     """A slice's elements at `target` along its last dimension, 0 where it does not hold that.
 
     Args:
       x: a tf slice [..., n].
       target: int32 [...].
       start: the index at which the slice begins, or None for a whole dimension.
+      in_program: whether XLA makes one program of a step for all cores (not slices.have_devices).
+        It fuses comparisons into what makes and reads `x`, while a gather would have it write a
+        float32 copy of all of `x`, in another order.
 
     Returns:
       float32 [...].
     """
+    if in_program:
+        return tf.reduce_sum(tf.where_v2(_is_target(x, target, start), tf.cast(x, tf.float32), 0.0),
+                             -1)
     target, held = _held(target, start, x.shape[-1])
     found = tf.gather(tf.cast(x, tf.float32), target, batch_dims=target.shape.ndims)
     return found if held is None else found * tf.cast(held, tf.float32)
 
 
-def minus_at_target(x, target, value, start):
+def minus_at_target(x, target, value, start, in_program=False):
     """A slice with `value` subtracted at `target`: the arguments of `at_target`, value [...]."""
+    if in_program:
+        return x - tf.where_v2(_is_target(x, target, start), tf.expand_dims(value, -1), 0.0)
     target, held = _held(target, start, x.shape[-1])
     value = value if held is None else value * tf.cast(held, tf.float32)
     rows = target.shape.num_elements()
@@ -171,6 +182,12 @@ def minus_at_target(x, target, value, start):
     flat = tf.tensor_scatter_nd_sub(tf.reshape(x, [rows, x.shape[-1]]), where,
                                     tf.reshape(value, [-1]))
     return tf.reshape(flat, x.shape)
+
+
+def _is_target(x, target, start):
+    """bool like x: whether an element is the one at `target`."""
+    place = tf.range(x.shape[-1]) + (0 if start is None else start)
+    return tf.equal(place, tf.expand_dims(target, -1))
 
 
 def argmax(x, dim, n_valid, name="argmax"):

@@ -285,3 +285,24 @@ def test_to_float32_sums_over_slices_in_float32():
     split = graphs.run(build, "x:2", "batch:x")["gradient"]
     assert split.dtype == np.float32
     np.testing.assert_array_equal(split, np.full([16, 6], 257.0))
+
+
+@pytest.mark.parametrize("start", [None, 3])
+def test_targets_are_found_alike_by_index_and_by_comparison(start):
+    """`in_program` is what one program for all cores has: the same bits."""
+    random = np.random.RandomState(0)
+    x, value = random.randn(2, 5, 7).astype(np.float32), random.rand(2, 5).astype(np.float32)
+    target = random.randint(0, 13 if start else 7, [2, 5]).astype(np.int32)
+    expected, less = np.zeros_like(value), x.copy()
+    for place in np.ndindex(2, 5):
+        at = target[place] - (start or 0)
+        if 0 <= at < 7:
+            expected[place] = x[(*place, at)]
+            less[(*place, at)] -= value[place]
+    with tf.Graph().as_default(), tf.Session() as session:
+        given = [tf.constant(v) for v in (x, target, value)]
+        for in_program in (False, True):
+            found, left = session.run([ops.at_target(*given[:2], start, in_program),
+                                       ops.minus_at_target(*given, start, in_program)])
+            np.testing.assert_array_equal(found, expected)
+            np.testing.assert_array_equal(left, less)

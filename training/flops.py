@@ -17,7 +17,8 @@ def of_token(config, variables):
     Chowdhery et al. 2022 (PaLM), appendix B; the second term is attention's, with the tokens that a
     layer's kind of attention sees: n_ctx, the radius of local layers, none of linear ones. Of a
     layer's experts N counts those that a token is routed to, and shared weights as often as they
-    are used.
+    are used. A table that rows are but looked up in is no product, and counts nothing: that of
+    positions, and that of tokens where the head has a kernel of its own.
 
     Args:
       config: the run's config.
@@ -25,9 +26,11 @@ def of_token(config, variables):
     """
     moe = config.moe_params
     routed = (1 if moe.gating == "top_1" else 2) / moe.num_experts
+    tied = config.model in ("GPT", "gpt_c") and not config.no_weight_tie
     parameters = 0
     for variable in variables:
-        if variable.trainable:
+        looked_up = re.search(r"(^|/)(wpe|wte)$", variable.name)
+        if variable.trainable and not (looked_up and not (tied and looked_up[2] == "wte")):
             used = routed if "experts" in variable.shape.dimension_names else 1
             if config.share_parameters and re.search(r"(^|/)h/", variable.name):
                 used *= config.n_layer
