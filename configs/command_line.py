@@ -64,7 +64,9 @@ def refusal(error: Exception) -> str | None:
     text = getattr(error, "message", None) or str(error)
     # An operation that TensorFlow does not have is another matter.
     no_such_scheme = "UnimplementedError" in kinds and text.startswith("File system scheme")
-    if not (isinstance(error, OSError) or no_such_scheme
+    # So is one on what is not initialised.
+    no_directory = "FailedPreconditionError" in kinds and text.endswith("is not a directory")
+    if not (isinstance(error, OSError) or no_such_scheme or no_directory
             or any(kind in REFUSALS for kind in kinds)):
         return None
     # An error of a graph may begin with a heading, and tell where the operation was made before it

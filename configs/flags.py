@@ -77,7 +77,8 @@ def make_parser() -> Parser:
     seed = number(int, "a whole number from 0 to 2147483647", lambda n: 0 <= n < 2**31)
     warmth = number(float, "a number, 0 or more", lambda t: 0 <= t < float("inf"))
     share = number(float, "above 0 and at most 1", lambda p: 0 < p <= 1)
-    parser = Parser(prog="main.py", description=DESCRIPTION, epilog=EXAMPLES)
+    parser = Parser(prog="main.py", description=DESCRIPTION, epilog=EXAMPLES,
+                    usage="%(prog)s --model CONFIG [a job] [other flags]")
 
     group = parser.add_argument_group("config")
     model = group.add_argument("--model", metavar="CONFIG",
@@ -95,6 +96,8 @@ def make_parser() -> Parser:
     group.add_argument("--skip_corrupt", action="store_true", default=None,
                        help="count damaged records and leave them out, rather than end at the "
                             "first (the config's skip_corrupt)")
+
+    group = parser.add_argument_group("devices")
     group.add_argument("--gpu_ids", metavar="ID", nargs="+",
                        help="GPUs to use, e.g. 0 1, one for each position of mesh_shape; without "
                             "it, CPU devices are made as the mesh needs")
@@ -110,6 +113,7 @@ def make_parser() -> Parser:
                        help="delete the TPU if it is preempted or unhealthy, and make it as it was "
                             "anew; with SLICE (v3-8, ...) also make it where there is none")
 
+    group = parser.add_argument_group("clusters")
     group.add_argument("--cluster", metavar="FILE",
                        help="share the mesh among hosts, which a JSON file names (or TF_CONFIG); "
                             "see docs/clusters.md")
@@ -179,11 +183,12 @@ def make_parser() -> Parser:
                        help="write the config with the layout that was found (with --auto_layout, "
                             "--auto_layout_and_mesh_shape, --search_layouts)")
 
-    group = parser.add_argument_group("evaluation and prediction")
+    group = parser.add_argument_group("evaluation, prediction and export")
     group.add_argument("--checkpoint", metavar="latest|best|STEP",
                        help="which checkpoint to use: the newest (the default), the one with the "
                             "lowest validation loss, or that of a step")
 
+    group = parser.add_argument_group("reports")
     group.add_argument("--out", metavar="FILE",
                        help="the page that --report writes (report.html)")
 
@@ -272,6 +277,8 @@ def _check_values(parser, args):
     if args.export is not None and (len(args.export) > 2
                                     or args.export[:1] not in ([], ["saved_model"], ["hf"])):
         parser.error("argument --export: takes saved_model or hf and a directory, or nothing")
+    if args.wandb == "":
+        parser.error("argument --wandb: must not be empty: the project's name")
     if "" in args.stop:
         parser.error("argument --stop: must not be empty")
     if args.interactive and "-" in args.prompt:

@@ -60,7 +60,10 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 def unknown_key(key: str, names: Iterable[str]) -> str:
     """The sentence for a key that does not exist."""
-    return f"unknown key{did_you_mean(key, names) or '; docs/configs.md lists them all'}"
+    names = list(names)
+    which = (f"there are {', '.join(names)}" if len(names) <= 12
+             else "docs/configs.md lists them all")
+    return f"unknown key{did_you_mean(key, names) or f'; {which}'}"
 
 
 def shown(value: Any) -> str:

@@ -16,6 +16,10 @@ def forbidden():
     tf.io.gfile.makedirs("/proc/nothing")
 
 
+def below_a_file():
+    tf.io.gfile.makedirs(f"{__file__}/nothing")
+
+
 def raising(error):
     def job():
         raise error
@@ -33,6 +37,8 @@ def test_statuses(capsys):
     (raising(UserError("two\nlines")), "error: two lines\n"),
     (forbidden, "error: /proc/nothing; No such file or directory; see to the path, its "
                 "permissions, free space and memory\n"),
+    (below_a_file, f"error: {__file__} is not a directory; see to the path, its permissions, free "
+     "space and memory\n"),
     (raising(PermissionError(13, "denied", "x.txt")), "error: [Errno 13] denied: 'x.txt'; see to "
      "the path, its permissions, free space and memory\n")])
 def test_mistakes_and_refusals_are_one_line(capsys, job, wanted):

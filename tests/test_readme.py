@@ -28,13 +28,15 @@ def read(page):
 
 
 def commands(page, section=None):
-    """The commands in a page's sh blocks, one string each; only those below a heading if given."""
+    """The commands in a page's sh blocks, and main.py's in its console blocks, which are not to be
+    given as they are; one string each; only those below a heading if given."""
     text = read(page)
     if section:
         text = re.search(rf"(?ms)^## {section}\n(.*?)(?=^## |\Z)", text)[1]
-    blocks = re.findall(r"(?ms)^```sh\n(.*?)^```$", text)
-    return [line for block in blocks
-            for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    blocks = re.findall(r"(?ms)^```(sh|console)\n(.*?)^```$", text)
+    return [line for kind, block in blocks
+            for line in block.replace("\\\n", " ").splitlines()
+            if line.strip() and (kind == "sh" or line.startswith("python main.py"))]
 
 
 ALL = [(page, command) for page in PAGES for command in commands(page)]
@@ -48,7 +50,7 @@ def test_the_pages_hold_commands():
 def check_main(args):
     """Refuses flags, config names, keys and values that main.py does not take."""
     parsed = flags.parse(args)
-    if parsed.import_from or parsed.report:
+    if parsed.import_from or parsed.report or (parsed.model or "").startswith("runs/"):
         return
     if parsed.sweep:
         sweep = sweep_file.Sweep.model_validate(

@@ -57,6 +57,8 @@ def test_it_says_what_the_run_is(dataset, tmp_path, capsys, monkeypatch):
     assert told(result)["run"].endswith("goes on from step 6 and ends at step 20")
     assert told(result)["checkpoints"].strip().startswith("4,")
     assert result.summary["train_seconds"] == pytest.approx(14 * result.summary["step_seconds"])
+    refused = jobs.here(capsys, path, "--set", "n_layer=2", "--dry_run").error
+    assert "its weights have n_layer = 1, the config 2" in refused
     assert sorted(os.listdir(tmp_path / "run")) == before
 
 

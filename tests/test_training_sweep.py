@@ -156,6 +156,7 @@ def test_a_signal_is_the_trials(fake):
     ({"keys": {"lr": {"low": 0, "high": 1, "log": True}}, "search": "tpe", "trials": 2},
      "log needs a low above 0"),
     ({"search": "tpe"}, "trials: missing"), ({"serch": "grid"}, "did you mean search?"),
+    ({"about": "x"}, "about: unknown key; there are model, "),
     ({"model": "dmo"}, "did you mean demo?"), ({"model_path": None}, "model_path"),
     ({"keys": {"n_laier": [1]}}, "did you mean n_layer?"),
     ({"keys": {"lr": [0.1, "fast"]}}, 'lr "fast"'), ({"set": ["n_head=5"]}, "n_head")])

@@ -32,7 +32,7 @@ def run(config):
       config: the run's config.
 
     Raises:
-      UserError: the data or the config cannot be used.
+      UserError: the data or the config cannot be used, or the run that is there has other weights.
     """
     devices.prepare(config)
     facts = inputs.dataset_facts(config, "train")
@@ -40,6 +40,8 @@ def run(config):
     if taken:
         frozen.check_encoder(config, taken, facts.encoder_facts)
     checkpoint = checkpoints.latest(config.model_path)
+    if checkpoint:
+        checkpoints.require_fitting(config.replace(checkpoint="latest"))
     found = _Sizes(config, facts, keeping.step_of(checkpoint) if checkpoint else 0)
     objective = objectives.of_run(config, facts, taken)
     objective.prepare()

@@ -29,6 +29,7 @@ def run(config, directory):
     """
     facts, specs = proxies.facts_and_specs(config)
     taken = proxies.frozen_of(config)
+    tf.io.gfile.makedirs(directory)  # before the work whose result it is to hold
     small = proxies.of_layers(config, range(_LAYERS))
     logging.info("building the step of %d layers", small.n_layer)
     impl = proxies.recorded(small, facts, specs, taken)
@@ -41,7 +42,6 @@ def run(config, directory):
     print(f"\ncollectives of one core in a step of {small.n_layer} of {config.n_layer} layers:")
     print(table([_TALK, *talk]) if talk else "none")
     picture = heat_map.png(layout_picture.draw(config, found))
-    tf.io.gfile.makedirs(directory)
     paths = [os.path.join(directory, name) for name in ("layout.html", "layout.png")]
     checkpoints.write_text(paths[0], _page(config, found, talk, small.n_layer, picture))
     heat_map.write(paths[1], picture)

@@ -51,9 +51,7 @@ class Predictor:
     """
 
     def __init__(self, config, encoder):
-        if not config.speaks:
-            raise UserError(f"model: a model of kind {config.model} is no language model; give the "
-                            "config of a GPT or gpt_c")
+        check_speaks(config)
         devices.prepare(config)
         self.config, self.encoder = config, encoder
         self.checkpoint = checkpoints.require_fitting(config)
@@ -224,6 +222,17 @@ class Predictor:
         self._session.run([self._start_op, self._clear_op])
 
 
+def check_speaks(config):
+    """Refuses a config whose model is no language model.
+
+    Raises:
+      UserError: names its kind.
+    """
+    if not config.speaks:
+        raise UserError(f"model: a model of kind {config.model} is no language model; give the "
+                        "config of a GPT or gpt_c")
+
+
 def feeds(config, rows):
     """What a sampling graph is given: {name: placeholder}, by row or one for all."""
     found = {}
@@ -260,6 +269,7 @@ def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0
     Raises:
       UserError: there is nothing to sample from, or a prompt cannot be encoded.
     """
+    check_speaks(config)  # whatever else may be missing
     checkpoints.require_latest(config)
     encoder = checkpoints.encoder_of(config)
     encoded = [encode_prompt(encoder, prompt) for prompt in prompts]
