@@ -193,11 +193,13 @@ class Experiment:
     def make_students(self):
         """CLIP, teachers that were never trained, and a student of each."""
         pictures = f'datasets=["{self.path("pictures.json")}"]'
-        self.train("clip", "demo_clip", [pictures, *self.args.set_clip])
         randoms = [f"random{number}" for number in range(self._randoms())]
-        self.train_together("random teachers", [(name, "demo_clip", [
-            pictures, f"seed={100 + number}", "train_steps=1", "steps_per_checkpoint=1",
-            "warmup_steps=0", "lr=0", "eval_steps=1"]) for number, name in enumerate(randoms)])
+        self.together("teachers", [
+            functools.partial(self.train, "clip", "demo_clip", [pictures, *self.args.set_clip]),
+            *(functools.partial(self.train, name, "demo_clip", [
+                pictures, f"seed={100 + number}", "train_steps=1", "steps_per_checkpoint=1",
+                "warmup_steps=0", "lr=0", "eval_steps=1"], threads=1)
+              for number, name in enumerate(randoms))])
         # A student reads the largest amount of text, whose first part the smaller ones are.
         texts = f'datasets=["{self.dataset("clip", max(self.args.texts))}"]'
         self.train_together("students", [
@@ -228,10 +230,11 @@ class Experiment:
 
     def make_language_models(self):
         """Every row at every size, amount of text and seed."""
+        # The last rows take longest: they come first, so that no core waits for them at the end.
         self.train_together("language models", [
             self._language_model(row, size, number, seed)
             for size in self.args.sizes for number in self.args.texts
-            for seed in range(1, self.args.seeds + 1) for row in self.args.rows])
+            for seed in range(1, self.args.seeds + 1) for row in reversed(self.args.rows)])
 
     def _language_model(self, row, size, number, seed):
         """(name, config, changes) of a run."""
@@ -262,14 +265,19 @@ class Experiment:
 
     def print_samples(self):
         """Prints what the plain GPT and GPT-C say to the same beginning."""
-        for row in [row for row in ("gpt", "gptc") if row in self.args.rows]:
-            name = run_name(row, self.args.sizes[0], self.args.texts[0], 1)
-            print(f"\n{ROWS[row][0]}:\n", flush=True)
-            subprocess.run([
-                sys.executable, "main.py", "--model", os.path.join(self.run_path(name),
-                                                                   "config.json"),
-                "--quiet", "--predict", "--prompt", PROMPT, "--num_samples", "2",
-                "--max_new_tokens", "60", "--temperature", "0.7"], cwd=ROOT, check=True)
+        rows = [row for row in ("gpt", "gptc") if row in self.args.rows]
+        with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
+            for row, text in zip(rows, pool.map(self._samples, rows), strict=True):
+                print(f"\n{ROWS[row][0]}:\n\n{text}", flush=True)
+
+    def _samples(self, row):
+        """What the first model of a row says."""
+        name = run_name(row, self.args.sizes[0], self.args.texts[0], 1)
+        return subprocess.run([
+            sys.executable, "main.py", "--model", os.path.join(self.run_path(name), "config.json"),
+            "--quiet", "--predict", "--prompt", PROMPT, "--num_samples", "2", "--max_new_tokens",
+            "60", "--temperature", "0.7"], cwd=ROOT, check=True, stdout=subprocess.PIPE,
+            text=True).stdout
 
     def train_together(self, label, runs):
         """Trains several models at once, each (name, config, changes) on one thread."""
