@@ -40,8 +40,8 @@ from records.check import check_dataset
 from records.mixing import mixed
 from records.splits import NoValidation
 
-__all__ = ["check_dataset", "dataset_facts", "eval_input_fn", "eval_windows", "explain_data_error",
-           "origins", "train_input_fn"]
+__all__ = ["check_dataset", "check_unchanged", "dataset_facts", "eval_input_fn", "eval_windows",
+           "explain_data_error", "origins", "train_input_fn"]
 
 # Your own input functions by the names that a config's `input_fn` has for them. An entry is a
 # function of (config, split, start) that returns rows: see records/own.py and docs/data.md.
@@ -249,6 +249,19 @@ def origins(config, start, count):
     names = ("dataset", "file", "record", "offset")
     return [{"row": row, **dict(zip(names, place, strict=True))}
             for row, found in enumerate(rows) for place in found]
+
+
+def check_unchanged(config):
+    """Looks whether the run's shards are still those of which the facts were read.
+
+    Raises:
+        UserError: a file was replaced or removed.
+    """
+    if config.input_fn != own.DATASETS:
+        return
+    for split in ("train", *(["validation"] if config.eval_steps != 0 else [])):
+        for source in sources.of_run(config, split):
+            source.split.check_unchanged()
 
 
 def explain_data_error(config, error):

@@ -192,9 +192,8 @@ def processes_for(args, sizes):
     return 1 if sum(sizes) < SMALL_INPUT else os.cpu_count()
 
 
-def run(args):
+def make(args):
     """Makes the dataset that the command line describes."""
-    check_numbers(args)
     import accounts
     from batches import find_inputs
     from output import Output, encoder_from_anywhere
@@ -229,6 +228,13 @@ def run(args):
     print(accounts.summary(output, writers, totals))
     if config_path:
         print(f"wrote {config_path}")
+
+
+def run(args):
+    """As `make`, which goes on by itself where storage was out of reach for a moment."""
+    check_numbers(args)
+    from records import retrying
+    retrying.call(args.output_dir, make, args)
 
 
 def main(argv=None):

@@ -169,9 +169,8 @@ def dataset_config(args, output, encoder):
         eos_id=encoder.eos_id, about="written by datasets/encode_captions.py").to_json()
 
 
-def run(args):
+def make(args):
     """Makes the dataset that the command line describes."""
-    check_numbers(args)
     import sources
     from output import Output, encoder_from_anywhere, from_anywhere
     from picture_source import Pictures
@@ -209,6 +208,13 @@ def run(args):
     print(summary(output, pictures, writers))
     if config_path is not None:
         print(f"wrote {config_path}")
+
+
+def run(args):
+    """As `make`, which goes on by itself where storage was out of reach for a moment."""
+    check_numbers(args)
+    from records import retrying
+    retrying.call(args.output_dir, make, args)
 
 
 def main(argv=None):

@@ -132,9 +132,8 @@ def write_shards(args, files, settings, state, paths, sizes):
     return writer, counts
 
 
-def run(args):
+def make(args):
     """Makes the files that the command line describes."""
-    check_numbers(args)
     from run_files import RunFiles
     files = RunFiles(args.output_dir, args.name, args.overwrite,
                      r"(_\d+(\.jsonl(\.zst)?(\.tmp)?|\.part\d+\.tmp)|_keys\d+\.tmp)",
@@ -150,6 +149,13 @@ def run(args):
         files.finish(counts.report(args.name, sum(sizes), writer.shards))
         print(counts.summary())
     print(f"wrote {files.last}")
+
+
+def run(args):
+    """As `make`, which goes on by itself where storage was out of reach for a moment."""
+    check_numbers(args)
+    from records import retrying
+    retrying.call(args.output_dir, make, args)
 
 
 def main(argv=None):

@@ -7,6 +7,8 @@ from openwebtext_text import maker
 from streams import BROKEN, RemoteFile
 from web_documents import Item, items, reason
 
+from records import retrying
+
 BATCH_BYTES = 1 << 22
 BATCH_ITEMS = 512
 ARCHIVE_WEIGHT = 1 << 20  # an archive counts for so many bytes at least, for it will expand
@@ -64,6 +66,8 @@ def _items(path, size, largest, on_read):
     try:
         with RemoteFile(path, count) as file:
             yield from items(path, file, largest)
+    except retrying.TRANSIENT:
+        raise
     except BROKEN as error:
         yield Item("unreadable", path, None, f"within its first {position} of {size} bytes: "
                    f"{reason(error)}")

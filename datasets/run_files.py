@@ -8,6 +8,7 @@ import tensorflow as tf
 from shards import write_atomically
 
 from configs.errors import UserError
+from records import retrying
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 REPLACE = "give another --name or --output_dir, or --overwrite to replace it"
@@ -117,6 +118,8 @@ def make_directory(directory, what):
     """Makes a directory if it is absent; `what` it is begins the refusal."""
     try:
         tf.io.gfile.makedirs(directory)
+    except retrying.TRANSIENT:
+        raise
     except tf.errors.OpError as error:
         raise UserError(f"{what} {directory}: cannot be made: {error.message}; choose another "
                         "directory") from error

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from configs.dataset import RECORDS_PER_INDEX_ENTRY
 from configs.errors import UserError
+from records import retrying
 
 FRAMING = 16  # bytes that TFRecord adds to a record: length 8, its checksum 4, the data's 4
 COPY_BLOCK = 1 << 24
@@ -29,6 +30,8 @@ def write_atomically(path, text):
         with tf.io.gfile.GFile(path + ".tmp", "w") as file:
             file.write(text)
         tf.io.gfile.rename(path + ".tmp", path, overwrite=True)
+    except retrying.TRANSIENT:
+        raise
     except tf.errors.OpError as error:
         raise UserError(f"{path}: cannot be written: {error.message}; see to its permissions and "
                         "to free space") from error

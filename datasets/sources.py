@@ -29,6 +29,7 @@ from unpacking import (  # noqa: E402
 
 from configs.errors import UserError  # noqa: E402
 from encoders.base import join_surrogates  # noqa: E402
+from records import retrying  # noqa: E402
 
 TFDS = "tfds:"
 LARGEST = 1 << 30  # bytes of a document, unless more are stored
@@ -122,6 +123,8 @@ def size_of(path):
         return split_bytes(path[len(TFDS):])
     try:
         return tf.io.gfile.stat(path).length
+    except retrying.TRANSIENT:
+        raise
     except tf.errors.OpError:
         return 0  # a link to nowhere; reading it will say what is wrong
 
@@ -171,6 +174,8 @@ def documents(path, text_key="text", on_bad=None, on_read=None, largest=LARGEST)
     try:
         with RemoteFile(path, on_read) as file:
             yield from _read(path, file, text_key, report)
+    except retrying.TRANSIENT:
+        raise
     except BROKEN as error:
         report.bad(path, f"unreadable: {error or type(error).__name__}")
 
@@ -266,6 +271,8 @@ def _read_tar(name, stream, text_key, report):
             if split_name(member.name, READERS) in WHOLE and member.size > report.largest:
                 raise TooLargeError(report.largest)
             yield from _read(where, file, text_key, report)
+        except retrying.TRANSIENT:
+            raise
         except BROKEN as error:
             # If it is the archive that is cut off, the way to the next member will say so too.
             report.bad(where, f"unreadable: {error or type(error).__name__}")

@@ -8,6 +8,7 @@ others become <unk>; clip, BPE over bytes of lower-cased words, as CLIP's (any t
 and white space are lost); char, one id per character of the corpus.
 """
 
+import json
 import os
 import sys
 
@@ -125,15 +126,11 @@ def clip_bpe():
     return tokenizer, pre_tokenizers.ByteLevel.alphabet(), [EOS]
 
 
-def with_every_word_end(texts):
-    """The texts, and words of one character that end in each byte that a character can end in.
+def word_ends(suffix):
+    """What may end a word: each byte that a character can end in, with the suffix."""
+    from encoders.bpe import byte_symbols
 
-    A trainer gives an id to a symbol at a word's end only if it sees one.
-    """
-    yield from texts
-    yield " ".join(map(chr, range(128)))
-    # Letters without case whose last bytes are 0x80 … 0xbf.
-    yield " ".join(map(chr, range(0x4E00, 0x4E40)))
+    return [symbol + suffix for symbol in byte_symbols()[:192]]
 
 
 def train_bpe(kind, texts, vocab_size, min_frequency):
@@ -155,21 +152,30 @@ def train_bpe(kind, texts, vocab_size, min_frequency):
 
     tokenizer, alphabet, specials = KINDS[kind]()
     suffix = tokenizer.model.end_of_word_suffix or ""
-    if suffix:
-        texts = with_every_word_end(texts)
-    # Of the 256 symbols, at most 192 can also end a word.
-    least = len(alphabet) + len(specials) + 1 + (192 if suffix else 0)
+    ends = word_ends(suffix) if suffix else []
+    least = len(alphabet) + len(specials) + 1 + len(ends)
     if vocab_size < least:
         raise UserError(f"--vocab_size {vocab_size} is too small: {kind} needs {least} or more")
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=specials,
+        # A trainer gives ids to words' ends as it comes across them, which is at random.
+        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=specials + ends,
         initial_alphabet=alphabet, show_progress=sys.stderr.isatty(),
         **({"end_of_word_suffix": suffix} if suffix else {}))
     tokenizer.train_from_iterator(pieces(texts), trainer)
     if tokenizer.get_vocab_size() > vocab_size:
         raise UserError(f"--vocab_size {vocab_size} is too small: the corpus has "
                         f"{tokenizer.get_vocab_size() - len(specials)} characters")
-    return tokenizer
+    return without_special(tokenizer, ends) if ends else tokenizer
+
+
+def without_special(tokenizer, tokens):
+    """The tokenizer with these special tokens as ordinary ones, of the same ids."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"]
+                               if token["content"] not in set(tokens)]
+    return Tokenizer.from_str(json.dumps(content))
 
 
 KINDS = {"bbpe": byte_level_bpe, "bpe": character_bpe, "clip": clip_bpe}
@@ -229,7 +235,9 @@ def main(argv=None):
     """The program; a user's mistake is one line and exit status 2."""
     args = parse_args(argv)
     quiet_libraries()
-    return status_of(train, args)
+    from records import retrying
+
+    return status_of(retrying.call, args.out, train, args)
 
 
 if __name__ == "__main__":

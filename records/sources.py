@@ -65,9 +65,14 @@ def of_run(config, split):
 
 @functools.lru_cache(maxsize=64)
 def _found(dataset, config, split, model_path, skip_corrupt):
-    """records.splits.find, once a process: shards do not change under a run."""
+    """records.splits.find, once a run: see Split.check_unchanged."""
     return splits.find(dataset, DatasetConfig.from_json(config, dataset), split, model_path,
                        skip_corrupt)
+
+
+def forget():
+    """Forgets what is known of shards, which another run in this process may have found."""
+    _found.cache_clear()
 
 
 def _check_kind(source, config):

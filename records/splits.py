@@ -30,6 +30,7 @@ class Split:
     `image_size` (pixels of a side) and `group` (pictures that belong together) are of pictures.
     `separator` is an id that readers put after each record; the shards' facts count it.
     `left_out` are damaged records that are not read (skip_corrupt); None: none were looked for.
+    `stamps` has the (path, bytes, time of writing) of each file when its facts were read.
     """
 
     dataset: str
@@ -41,6 +42,21 @@ class Split:
     group: int | None = None
     separator: int | None = None
     left_out: int | None = None
+    stamps: tuple = ()
+
+    def check_unchanged(self):
+        """Looks at the files again.
+
+        Raises:
+            UserError: one was replaced or removed since its facts were read; it may have the same
+                size and counts, and readers would not notice.
+        """
+        now = in_threads(_stamp, [path for path, *_ in self.stamps], "looking at shards")
+        for old, new in zip(self.stamps, now, strict=True):
+            if old != new:
+                raise UserError(
+                    f"{old[0]} was written anew during the run; if it holds what it held, the same "
+                    "command goes on; if not, restore it, or start again with --new")
 
     def total(self, fact):
         """The sum of a fact over the shards, None where one of them does not tell it."""
@@ -200,7 +216,8 @@ def find(dataset, config, split, model_path=None, skip_corrupt=False):
             without a manifest, or shards of different encoders or modes.
     """
     files, known = split_files(dataset, config, split)
-    sizes = dict(zip(files, in_threads(_size, files, "looking at shards"), strict=True))
+    stamps = tuple(in_threads(_stamp, files, "looking at shards"))
+    sizes = {file: size for file, size, _ in stamps}
     listed = {file: known[key(file)] for file in files if key(file) in known}
     parts, left_out = (_salvaged(dataset, split, files, listed) if skip_corrupt else ({}, None))
     facts = {file: _from_manifest(file, sizes[file], shard)
@@ -218,7 +235,7 @@ def find(dataset, config, split, model_path=None, skip_corrupt=False):
     manifests = [manifest for manifest, *_ in listed.values()]
     _check_one_kind(dataset, manifests)
     shards = separated(shards, config.separator)
-    of_all = {"separator": config.separator, "left_out": left_out}
+    of_all = {"separator": config.separator, "left_out": left_out, "stamps": stamps}
     if not manifests:
         return Split(dataset, split, shards, **of_all)
     one = manifests[0]
@@ -263,10 +280,11 @@ def _check_one_kind(dataset, manifests):
                             "of its own")
 
 
-def _size(path):
-    """The size of a file in bytes."""
+def _stamp(path):
+    """(path, size in bytes, when it was written in ns) of a file."""
     try:
-        return tf.io.gfile.stat(path).length
+        found = tf.io.gfile.stat(path)
+        return path, found.length, found.mtime_nsec
     except tf.errors.NotFoundError as error:
         raise UserError(f"{path} does not exist; correct the path or make the shard") from error
 

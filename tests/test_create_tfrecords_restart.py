@@ -1,6 +1,7 @@
 """create_tfrecords, killed anywhere and run on any number of processes: the same bytes."""
 
 import gc
+import itertools
 import json
 import os
 import random
@@ -21,6 +22,8 @@ from tfrecord_runs import (
     run,
     write_jsonl,
 )
+
+from records import retrying
 
 
 @pytest.fixture
@@ -85,6 +88,25 @@ def test_a_full_disk_stops_it_in_one_line_and_it_goes_on_later(
         gc.collect()
         run(tmp_path, *flags, out=out)
         assert contents(tmp_path / out) == expected, count
+    assert count > 40
+
+
+def test_storage_that_is_out_of_reach_for_a_moment_changes_nothing(
+        tmp_path, monkeypatch, quick_collection):
+    """Each operation on a file in turn fails once, as one on gs:// may."""
+    monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
+    write_jsonl(tmp_path / "a.jsonl", corpus(1, 60))
+    flags = ["--chunk_size", 120, "--files_per", 4, "--val_fraction", 0.3,
+             "--checkpoint_seconds", 0]
+    expected = contents(run(tmp_path, *flags, out="unbroken")[0])
+    gone = tf.errors.UnavailableError(None, None, "503 from storage")
+    for count in itertools.count(0, 3):
+        with monkeypatch.context() as patch:
+            left = kill_at(patch, count, gone, times=1)
+            run(tmp_path, *flags, out=f"out{count}")
+        assert contents(tmp_path / f"out{count}") == expected, count
+        if left[0] >= 0:
+            break
     assert count > 40
 
 

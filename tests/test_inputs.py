@@ -222,7 +222,7 @@ def test_modes_that_disagree_with_the_manifest(tmp_path):
     path = tmp_path / "docs_manifest.json"
     path.write_text(path.read_text().replace('"mode": "documents"', '"mode": "chunks"'))
     config.datasets[0][2] = "documents_fixed"
-    sources._found.cache_clear()
+    sources.forget()
     with pytest.raises(UserError, match="docs was written as chunks"):
         inputs.train_input_fn(config, 0)
 
@@ -293,11 +293,11 @@ def test_a_scan_is_kept_until_the_size_changes(tmp_path, monkeypatch):
     real = scans.scan
     monkeypatch.setattr(scans, "scan", lambda file: scanned.append(file) or real(file))
     for _ in range(2):
-        sources._found.cache_clear()
+        sources.forget()
         assert inputs.dataset_facts(config, "train").tokens == 150
     assert len(scanned) == 1
     shards.write(path, [list(range(50))] * 4)
-    sources._found.cache_clear()
+    sources.forget()
     assert inputs.dataset_facts(config, "train").tokens == 200 and len(scanned) == 2
 
 
@@ -308,7 +308,7 @@ def test_a_scan_is_kept_in_model_path_if_shards_are_read_only(tmp_path, monkeypa
     config = shards.config(tmp_path, {"own": (1, "chunks", 1.0, {"path": str(path)})})
     assert inputs.dataset_facts(config, "train").tokens == 50
     assert len(list((tmp_path / "model").glob("own.*.scan.json"))) == 1
-    sources._found.cache_clear()
+    sources.forget()
     monkeypatch.setattr(scans, "scan", lambda file: pytest.fail("scanned again"))
     assert inputs.dataset_facts(config, "train").tokens == 50
 

@@ -35,7 +35,7 @@ def small(monkeypatch):
     """Blocks of 8 pictures and groups of some blocks, so that few pictures make many."""
     monkeypatch.setattr(pictures, "BLOCK_PICTURES", 8)
     monkeypatch.setattr(pictures, "GROUP_BYTES", 8000)
-    sources._found.cache_clear()
+    sources.forget()
 
 
 @pytest.fixture
@@ -253,11 +253,11 @@ def test_no_validation_and_torn_groups(tmp_path):
     assert "has no validation split" in refusal(run, "validation")
     manifest = tmp_path / "out" / "p_manifest.json"
     manifest.write_text(manifest.read_text().replace('"group": 4', '"group": 5'))
-    sources._found.cache_clear()
+    sources.forget()
     assert "p_0_12.tfrecords has 12 pictures, which are no groups of 5" in refusal(
         run.replace(train_batch_size=5, eval_batch_size=5))
     manifest.write_text(manifest.read_text().replace(' "group": 5,\n', ""))
-    sources._found.cache_clear()
+    sources.forget()
     assert "'image_size' and 'group' belong to mode \"pictures\"" in refusal(run)
 
 

@@ -1,6 +1,7 @@
 """skip_corrupt: damaged records are counted and left out, and all others come."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def make(request, tmp_path, monkeypatch):
         if request.param == "manifest":
             shards.manifest(tmp_path, "d", mode.partition("_")[0], {"train": facts})
         damaged(path, offsets, where)
-        sources._found.cache_clear()
+        sources.forget()
         return shards.config(tmp_path, {"d": (stitch, mode, 1.0, {
             "path": str(tmp_path / "d_*.tfrecords")})}, skip_corrupt=True, **keys)
 
@@ -63,7 +64,7 @@ def test_all_but_the_damaged_records_are_read(make, where, lost, caplog):
     found = shards.rows(config, 0, facts.windows)
     wanted = sorted(tuple(stream[i:i + 9]) for i in range(0, len(stream) - 8, 8))
     assert sorted(map(tuple, found.tolist())) == wanted
-    sources._found.cache_clear()  # a process that goes on
+    sources.forget()  # a process that goes on
     np.testing.assert_array_equal(shards.rows(config, 41, 60), found[41:101])
 
 
@@ -82,7 +83,7 @@ def test_a_whole_dataset_says_nothing(make, caplog):
 
 def test_a_file_of_something_else_is_not_salvaged(tmp_path):
     (tmp_path / "d_0.tfrecords").write_bytes(b"no records at all, but text that goes on and on")
-    sources._found.cache_clear()
+    sources.forget()
     config = shards.config(tmp_path, {"d": (1, "chunks", 1.0, {
         "path": str(tmp_path / "d_0.tfrecords")})}, skip_corrupt=True)
     with pytest.raises(UserError, match="its 1 train shards hold no tokens"):
@@ -94,7 +95,7 @@ def test_a_tail_shorter_than_a_header_is_noticed(tmp_path):
     path = tmp_path / "d_0.tfrecords"
     offsets = shards.write(path, RECORDS[:5])
     path.write_bytes(path.read_bytes()[:offsets[4] + 7])
-    sources._found.cache_clear()
+    sources.forget()
     config = shards.config(tmp_path, {"d": (1, "chunks", 1.0, {"path": str(path)})})
     with pytest.raises(UserError, match=rf"truncated record at byte {offsets[4]}; copy or make"):
         inputs.dataset_facts(config, "train")
@@ -105,7 +106,7 @@ def test_a_shard_that_goes_away_during_a_run_is_named(tmp_path, change):
     path = tmp_path / "d_0_700.tfrecords"
     shards.manifest(tmp_path, "d", "chunks", {
         "train": [shards.facts(path, RECORDS, shards.write(path, RECORDS))]})
-    sources._found.cache_clear()
+    sources.forget()
     config = shards.config(tmp_path, {"d": (1, "chunks", 1.0, {"path": str(path)})})
     shards.rows(config, 0, 8)  # the run has begun
     if change == "removed":
@@ -118,3 +119,22 @@ def test_a_shard_that_goes_away_during_a_run_is_named(tmp_path, change):
     assert str(path) in line and "\n" not in line
     said = "No such file" if change == "removed" else "a shard holds less than it held"
     assert said in line
+
+
+def test_a_shard_replaced_by_one_of_its_size_is_named(tmp_path):
+    path = tmp_path / "d_0_700.tfrecords"
+    shards.manifest(tmp_path, "d", "chunks", {
+        "train": [shards.facts(path, RECORDS, shards.write(path, RECORDS))]})
+    config = shards.config(tmp_path, {"d": (1, "chunks", 1.0, {"path": str(path)})}, eval_steps=0)
+    sources.forget()
+    shards.rows(config, 0, 8)  # the run has begun
+    inputs.check_unchanged(config)
+    size, written = path.stat().st_size, path.stat().st_mtime_ns
+    shards.write(path, [ids[::-1] for ids in RECORDS])
+    os.utime(path, ns=(written + 10**10, written + 10**10))  # TensorFlow sees seconds
+    assert path.stat().st_size == size
+    with pytest.raises(UserError, match=rf"{path} was written anew during the run; if it holds"):
+        inputs.check_unchanged(config)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{path} does not exist"):
+        inputs.check_unchanged(config)

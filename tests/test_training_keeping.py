@@ -10,7 +10,8 @@ import pytest
 from configs import schema
 from configs.errors import UserError
 from mesh.compat import tf
-from training import keeping, retrying
+from records import retrying
+from training import keeping
 
 FLIPS = 200
 

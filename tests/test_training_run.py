@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 
 import jobs
 import pytest
@@ -279,6 +280,25 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, capsys, monkeyp
 
 
 # What goes wrong on the way.
+
+def test_a_shard_that_is_replaced_during_a_run_stops_it_at_a_checkpoint(tmp_path, capsys,
+                                                                         monkeypatch):
+    path = jobs.config(tmp_path, jobs.dataset(tmp_path), steps_per_checkpoint=2)
+    [shard, *_] = (tmp_path / "tiny").glob("tiny_0_*.tfrecords")
+    real, legs = inputs.train_input_fn, []
+
+    def replacing(*args):
+        legs.append(args)
+        os.utime(shard, (time.time() + 10, time.time() + 10))  # TensorFlow sees seconds
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "train_input_fn", replacing)
+        error = jobs.here(capsys, path).error
+    assert f"{shard} was written anew during the run" in error and len(legs) == 1
+    assert jobs.steps(tmp_path / "run") == [2]
+    assert jobs.here(capsys, path).summary["step"] == 4
+
 
 def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(trained, capsys):
     path, model_path = trained

@@ -5,8 +5,7 @@ import pytest
 from tensorflow.python.client import session
 
 from mesh.compat import tf
-from records import sources
-from training import retrying
+from records import retrying, sources
 
 pytestmark = pytest.mark.slow
 FAULTS = 6
@@ -78,10 +77,10 @@ def test_files_that_are_out_of_reach_for_a_moment_change_nothing(tmp_path, capsy
     keys = dict(train_steps=4, steps_per_checkpoint=2, eval_steps=1, keep=1, keep_best=1)
     flaky = Flaky(monkeypatch)
     monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
-    sources._found.cache_clear()
+    sources.forget()
     straight = jobs.here(capsys, jobs.config(tmp_path, data, name="straight", **keys))
     assert straight.summary["step"] == 4 and not flaky.failed
-    sources._found.cache_clear()
+    sources.forget()
     count, flaky.calls = flaky.calls, 0
     flaky.fails = {number * count // FAULTS for number in range(1, FAULTS + 1)}
     result = jobs.here(capsys, jobs.config(tmp_path, data, name="faulty", **keys))

@@ -90,18 +90,24 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def kill_at(monkeypatch, count, error=Killed):
-    """Ends the run before its count-th operation on a file, or has that and later ones fail."""
+def kill_at(monkeypatch, count, error=Killed, times=None):
+    """Ends the run before its count-th operation on a file, or has that and later ones fail.
+
+    If `times` says so, that many of all operations fail, also of those that read. Returns [how many
+    are left before that].
+    """
     left = [count]
 
     def deadly(function):
         def call(*args, **kwargs):
             left[0] -= 1
-            if left[0] < 0:
+            if left[0] < 0 and (times is None or left[0] >= -times):
                 raise error
             return function(*args, **kwargs)
         return call
+    reads = ((tf.io.gfile, "stat"), (tf.io.gfile.GFile, "read")) if times else ()
     for owner, name in ((tf.io.gfile, "rename"), (tf.io.gfile, "remove"),
-                        (tf.io.TFRecordWriter, "close"), (shards, "_join")):
+                        (tf.io.TFRecordWriter, "close"), (shards, "_join"), *reads):
         monkeypatch.setattr(owner, name, deadly(getattr(owner, name)))
     monkeypatch.setattr(shards, "serialise", deadly(shards.serialise))
+    return left

@@ -9,7 +9,8 @@ from configs.command_line import refusal
 from configs.errors import UserError
 from mesh import devices
 from mesh.compat import tf, tpu_loops
-from training import checkpoints, model_fn, retrying
+from records import retrying
+from training import checkpoints, model_fn
 
 
 def make(config, objective, meter, tpu=None, start=None, hosts=None):

@@ -6,7 +6,8 @@ import time
 from configs.errors import UserError
 from configs.progress import tqdm
 from mesh.compat import tf
-from training import keeping, retrying
+from records import retrying
+from training import keeping
 
 # What is looked at after every step.
 WATCHED = ("loss", "gradient_norm")

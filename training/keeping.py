@@ -7,7 +7,7 @@ import re
 
 from configs.errors import UserError
 from mesh.compat import tf
-from training import retrying
+from records import retrying
 
 SCORES = "scores.json"
 

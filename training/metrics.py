@@ -16,7 +16,8 @@ from configs.layouts import LANGUAGE_MODELS
 from configs.progress import tqdm
 from configs.redaction import hidden, hidden_values
 from mesh.compat import tf
-from training import board, flops, keeping, retrying
+from records import retrying
+from training import board, flops, keeping
 
 EVALUATIONS = "metrics.jsonl"
 

@@ -15,6 +15,7 @@ from configs.redaction import hidden_values
 from mesh import devices
 from mesh.compat import mtf, tf
 from models import layers
+from records import retrying, sources
 from training import (
     board,
     checkpoints,
@@ -27,7 +28,6 @@ from training import (
     metrics,
     objectives,
     projector,
-    retrying,
     starting,
     stopping,
     tasks,
@@ -58,6 +58,7 @@ def train(config, new=False, yes=False, tpu=None, elsewhere=None, wandb=None, ho
       Stopped: SIGINT or SIGTERM came, and the run is saved.
     """
     gone = []  # --new deletes once
+    sources.forget()
 
     def begin():
         _train(config, new and not gone, yes, tpu, elsewhere, wandb, hosts, gone)
@@ -128,6 +129,7 @@ def _train(config, new, yes, tpu, elsewhere, wandb, hosts, gone):
             starting.forget(config)
             if stop.asked:
                 stop.end(step)
+            retrying.call("datasets", inputs.check_unchanged, config)
             if evaluating:
                 scores = evaluate_checkpoint()
             elif step == config.train_steps:

@@ -5,7 +5,7 @@ import logging
 import re
 import time
 
-from mesh.compat import tf
+import tensorflow.compat.v1 as tf
 
 TRANSIENT = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError)
 
