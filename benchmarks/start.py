@@ -119,7 +119,7 @@ def measure(args, directory):
     encoder = checkpoints.encoder_of(config)
 
     def anew():
-        model = predictor.Predictor(config, encoder)
+        model = predictor.Predictor(config, encoder, args.new)
         answer(model, args.new)
         model.close()
 

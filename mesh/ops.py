@@ -70,7 +70,11 @@ def dense(x, kernel, bias, in_dims, name="dense"):
 
     def matrices(v, w):
         rows, width = v.shape[n_lead:].num_elements(), w.shape[n_in:].num_elements()
-        return tf.reshape(v, [-1, rows]), tf.reshape(w, [rows, width])
+        # Outside of a loop that only reads the kernel: XLA takes its fast product on CPUs for what
+        # already is a matrix.
+        with w.graph.as_default():
+            matrix = tf.reshape(w, [rows, width])
+        return tf.reshape(v, [-1, rows]), matrix
 
     def forward(slices, x_slice, w_slice, *b_slice):
         def multiply(v, w, *b):

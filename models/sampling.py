@@ -9,7 +9,7 @@ import dataclasses
 
 import tensorflow.compat.v1 as tf
 
-from mesh import entmax, random
+from mesh import entmax, loops, random
 from mesh.compat import mtf
 from mesh.slices import local
 
@@ -155,7 +155,7 @@ def prefill(model, ctx, tokens, lengths, caches=None, block=None):
 
 
 def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_valid, settings,
-           number, count):
+           number, count, compiled=False):
     """Samples tokens one by one, until `steps` are made or each row has met its end.
 
     Args:
@@ -172,6 +172,7 @@ def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_val
       settings: a Settings.
       number: int32 [batch]: the numbers of the rows' samples.
       count: int32, a scalar or [batch]: how many tokens of these samples were made before.
+      compiled: whether the loop is compiled; see mesh.loops.while_loop.
 
     Returns:
       (int32 [batch, chunk], -1 where none was made, and the new caches). `eos_id` is included.
@@ -205,8 +206,8 @@ def decode(model, ctx, token, position, done, caches, steps, size, eos_id, n_val
 
     step = mtf.constant(ctx.mesh, 0, dtype=tf.int32)
     out = mtf.constant(ctx.mesh, -1, shape=mtf.Shape([batch, chunk]), dtype=tf.int32)
-    results = mtf.while_loop(more, body,
-                             [step, token, position, done, out, *tf.nest.flatten(caches)])
+    results = loops.while_loop(
+        more, body, [step, token, position, done, out, *tf.nest.flatten(caches)], compiled)
     return results[4], _like(caches, results[5:])
 
 

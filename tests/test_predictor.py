@@ -111,6 +111,29 @@ def test_cached_decoding_equals_full_passes(tmp_path, changes):
     assert len({tuple(tokens) for tokens in found}) > 1
 
 
+def test_a_small_models_loop_is_compiled(config, one_row, monkeypatch):
+    """The samples are the same; short ones, other types, meshes and sizes are not compiled."""
+    def compiles(config, steps=None):
+        model = predictor.Predictor(config, encoders.load("byte"), steps)
+        called = {op.get_attr("f").name for op in model._session.graph.get_operations()
+                  if op.type.endswith("PartitionedCall")}
+        model.close()
+        return any("kernel" in name for name in called)
+
+    assert compiles(config) and compiles(config, 1000) and not compiles(config, 999)
+    for changes in ({"precision": "bfloat16"}, {"mesh_shape": "x:2", "layout": "heads:x"}):
+        assert not compiles(config.replace(**changes))
+    expected = tokens_of(one_row, PROMPTS, 3, 30, temperature=0.9, top_k=30, top_p=0.9)
+    slow = predictor.Predictor(config, encoders.load("byte"), steps=30)
+    assert tokens_of(slow, PROMPTS, 3, 30, temperature=0.9, top_k=30, top_p=0.9) == expected
+    # Blocks, tables, the last norm; and a row's caches.
+    numbers = 2 * (12 * 32**2 + 13 * 32) + (260 + N_CTX) * 32 + 2 * 32 + 2 * 2 * N_CTX * 32
+    monkeypatch.setattr(predictor, "_SMALL", numbers)
+    assert compiles(config) and not compiles(config.replace(predict_batch_size=2))
+    monkeypatch.setattr(predictor, "_SMALL", numbers - 1)
+    assert not compiles(config)
+
+
 @pytest.mark.parametrize(("mesh_shape", "layout"), [
     ("", ""), ("x:4", "memory_length:x"), ("x:2", "sequence:x"), ("x:2", "features_per_head:x")])
 def test_prompt_longer_than_the_prompt_block(tmp_path, mesh_shape, layout):
