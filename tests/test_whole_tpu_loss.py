@@ -1,4 +1,4 @@
-"""A run whose TPU goes away goes on from its checkpoint when it is there again, to the bit.
+"""A run or sampling whose TPU goes away goes on when it is there again, to the bit.
 
 The TPU API is tests/tpu_api.py's server; the steps run on this machine's processor.
 """
@@ -12,7 +12,7 @@ from test_mesh_cloud import changed, world  # noqa: F401 (a fixture)
 from configs import schema
 from mesh import cloud
 from mesh.compat import tf
-from training import estimators, run
+from training import estimators, predictor, run
 
 pytestmark = pytest.mark.slow
 
@@ -83,3 +83,36 @@ def test_a_run_goes_on_when_its_tpu_is_back(tmp_path, monkeypatch, capsys, caplo
     assert len(made) == 4  # at first, and after each loss
     assert jobs.metrics(faulty.model_path)[-1]["step"] == 6
     jobs.assert_same_bits(jobs.weights(tmp_path / "straight"), jobs.weights(faulty.model_path))
+
+
+def test_sampling_goes_on_when_its_tpu_is_back(tmp_path, monkeypatch, capsys, caplog,
+                                               world):  # noqa: F811
+    path = jobs.config(tmp_path, jobs.dataset(tmp_path), **MESH)
+    jobs.here(capsys, path)
+    config, made = schema.load(path), []
+    prompts = dict(prompts=["ab", "c"], num_samples=2, max_new_tokens=5)
+    with jobs.quiet():
+        predictor.predict(config, **prompts)
+    wanted = capsys.readouterr().out
+
+    class Losing(predictor.Predictor):
+        def generate(self, *args, **kwargs):
+            samples = super().generate(*args, **kwargs)
+            if len(made) == 1:
+                world.nodes["ours"]["state"] = "PREEMPTED"
+                world.nodes["ours"]["then"] = [{}, {"state": "CREATING"}, tpu_api.READY]
+                raise tf.errors.UnavailableError(None, None, "Socket closed")
+            return samples
+
+    def make(config, encoder, steps, tpu):
+        made.append(tpu.resolver.master())
+        return Losing(config, encoder, steps)
+
+    monkeypatch.setattr(predictor, "_predictor", make)
+    monkeypatch.setattr(cloud, "_count_cores", lambda name, resolver: 2)
+    world.nodes["ours"] = {**tpu_api.READY, **tpu_api.SPECIAL, "acceleratorType": "v4-2"}
+    tpu = cloud.find("ours", None, None, 2, None)
+    with jobs.quiet():
+        predictor.predict(config, tpu=tpu, **prompts)
+    assert len(made) == 2 and capsys.readouterr().out == wanted
+    assert "was lost, and is there again" in caplog.text

@@ -297,11 +297,20 @@ def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0
     encoded = [encode_prompt(encoder, prompt) for prompt in prompts]
     batches = -(-len(prompts) * num_samples // config.predict_batch_size)
     steps = None if interactive else batches * (max_new_tokens or config.n_ctx)
-    predictor = _predictor(config, encoder, steps, tpu)
+    made = []  # the predictor
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
 
+    def sample_all(tokens):
+        if not made:
+            made.append(_predictor(config, encoder, steps, tpu))
+        try:
+            return made[0].generate(tokens, num_samples, max_new_tokens, stop=stop, **settings)
+        except tf.errors.OpError:
+            made.clear()  # what it had on a TPU may be gone
+            raise
+
     def answer(texts, tokens):
-        samples = predictor.generate(tokens, num_samples, max_new_tokens, stop=stop, **settings)
+        samples = tpu.call(sample_all, tokens) if tpu else sample_all(tokens)
         for text, sample in zip((t for t in texts for _ in range(num_samples)), samples,
                                 strict=True):
             head = sample.head if text else ""
@@ -310,7 +319,7 @@ def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0
                 append(config.predict_path, {
                     "prompt": text, "text": sample.text, "sample": sample.number,
                     "ended_by": sample.reason, "new_tokens": len(sample.tokens),
-                    "checkpoint": predictor.checkpoint, "stop": list(stop), **settings})
+                    "checkpoint": made[0].checkpoint, "stop": list(stop), **settings})
 
     answer(prompts, encoded)
     for line in lines() if interactive else ():
@@ -320,7 +329,8 @@ def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0
             print(f"error: {error}", file=sys.stderr)
         else:
             answer([line], [tokens])
-    predictor.close()
+    for predictor in made:
+        predictor.close()
 
 
 def _predictor(config, encoder, steps, tpu):
