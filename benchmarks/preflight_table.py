@@ -7,8 +7,8 @@
 compiles training steps as main.py --preflight does, from nothing, and writes table.md and
 table.json. By default each config is compiled for the slice that its mesh is for. On other slices
 it has the mesh that its header lists, or its own with another number of replicas; where it can have
-none it is left out. What is done already (rows.jsonl) is not done again. The last line of stdout is
-JSON.
+none it is left out. What is done already (rows.jsonl) is not done again, and a row of all layers
+stands for one of few. The last line of stdout is JSON.
 """
 
 import argparse
@@ -79,9 +79,8 @@ def jobs(names, slices):
                 yield name, moved, tpu
 
 
-def row(name, config, tpu, layers):
-    """A row of the table as JSON has it."""
-    step = preflight.Step(config, tpu, layers)
+def row(name, config, tpu, step):
+    """A row of the table as JSON has it, of a training.preflight.Step of the config."""
     found = step.compiled(config)
     _, specs = proxies.facts_and_specs(config)
     given = sum(spec.shape.num_elements() * spec.dtype.size for spec in specs.values())
@@ -112,21 +111,30 @@ def cells(said):
             f"{said['input_seconds'] / said['step_seconds']:.2%}".replace("%", " %")]
 
 
+def read(path):
+    """{key: row} of what was done before; of a key with several rows that of all layers."""
+    known = {}
+    if os.path.exists(path):
+        with open(path) as file:
+            for entry in map(json.loads, file):
+                if entry["key"] not in known or "extrapolated_from_layers" not in entry:
+                    known[entry["key"]] = entry
+    return known
+
+
 def main(args):
     """Compiles what is not known yet, and writes the table of all that was asked for."""
     compiler.check_installed()
     os.makedirs(args.out, exist_ok=True)
-    path, known = os.path.join(args.out, "rows.jsonl"), {}
-    if os.path.exists(path):
-        with open(path) as file:
-            known = {entry["key"]: entry for entry in map(json.loads, file)}
-    version, rows = importlib.metadata.version("libtpu"), []
+    path = os.path.join(args.out, "rows.jsonl")
+    known, rows = read(path), []
+    version = importlib.metadata.version("libtpu")
     for name, config, tpu in (bar := tqdm(list(jobs(args.configs, args.slices)), unit="config")):
         bar.set_postfix_str(f"{name} {tpu.name}")
-        told = f"{config.to_json()} {tpu.name} {args.layers} {version}"
-        key = hashlib.sha256(told.encode()).hexdigest()
-        if key not in known:
-            known[key] = {"key": key, **row(name, config, tpu, args.layers)}
+        key = hashlib.sha256(f"{config.to_json()} {tpu.name} {version}".encode()).hexdigest()
+        step = preflight.Step(config, tpu, args.layers)
+        if key not in known or "extrapolated_from_layers" in known[key] and not step.few:
+            known[key] = {"key": key, **row(name, config, tpu, step)}
             with open(path, "a") as file:
                 file.write(json.dumps(known[key]) + "\n")
         rows.append({k: v for k, v in known[key].items() if k != "key"})

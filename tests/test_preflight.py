@@ -1,5 +1,6 @@
 """main.py --preflight: refusals, and tiny steps compiled by the TPU compiler where it is there."""
 
+import math
 import time
 import types
 
@@ -44,6 +45,25 @@ def test_a_masked_step_is_made_without_data(tmp_path):
     facts, specs = preflight_run._data(config)
     program, _ = ahead.program(config, objectives.of_run(config, facts), specs)
     assert program.cores == 2
+
+
+@pytest.mark.parametrize("vocab", ["", ",vocab:y"])
+def test_nothing_is_looked_up_in_the_logits(tmp_path, vocab):
+    """For that the compiler would write them in float32, and in an order of its own."""
+    config = schema.load(jobs.config(tmp_path, ABSENT, **{
+        **SPLIT, "mesh_shape": "x:2,y:2", "layout": f"batch:x{vocab}", "n_layer": 1}))
+    facts, specs = proxies.facts_and_specs(config)
+    program, _ = ahead.program(config, objectives.of_run(config, facts), specs)
+    logits = config.train_batch_size // 2 * config.n_ctx * config.n_vocab_padded // (2 if vocab
+                                                                                     else 1)
+    sizes = {}
+    for computation in hlo.parse(program.module).computations:
+        shapes = {one.id: one.shape for one in computation.instructions}
+        for one in computation.instructions:
+            of = shapes[one.operand_ids[0]] if one.operand_ids else one.shape
+            sizes.setdefault(one.opcode, set()).add(math.prod(of.dimensions))
+    assert logits in sizes["compare"] | sizes["select"]
+    assert sizes["gather"] and logits not in sizes["gather"] | sizes.get("scatter", set())
 
 
 def test_a_step_of_gpt_c_is_made_without_its_student(tmp_path, capsys, monkeypatch):

@@ -49,16 +49,19 @@ class Step:
 
     Args:
       config: a RunConfig. tpu: a mesh.tpus.Slice. layers: see run.
+
+    Attributes:
+      few: whether models of few layers are compiled, where those are fewer than all.
     """
 
     def __init__(self, config, tpu, layers=None):
         self._config, self._tpu = config, tpu
-        self._few = layers == "few" if layers else layout_model.parameters(config) > _WHOLE
+        self.few = layers == "few" if layers else layout_model.parameters(config) > _WHOLE
         self._batch, self._taken = _data(config), _frozen(config)
 
     def compiled(self, config):
         """The training.compiled.Found of the config, or of one with changes, or a TooLarge."""
-        return compiled.of_config(config, self._tpu, self._batch, self._taken, self._few)
+        return compiled.of_config(config, self._tpu, self._batch, self._taken, self.few)
 
     def fits(self, found):
         """Whether a core of the slice has the memory."""
