@@ -131,7 +131,8 @@ def main(args):
     version = importlib.metadata.version("libtpu")
     for name, config, tpu in (bar := tqdm(list(jobs(args.configs, args.slices)), unit="config")):
         bar.set_postfix_str(f"{name} {tpu.name}")
-        key = hashlib.sha256(f"{config.to_json()} {tpu.name} {version}".encode()).hexdigest()
+        told = f"{config.replace(about='').to_json()} {tpu.name} {version}"
+        key = hashlib.sha256(told.encode()).hexdigest()
         step = preflight.Step(config, tpu, args.layers)
         if key not in known or "extrapolated_from_layers" in known[key] and not step.few:
             known[key] = {"key": key, **row(name, config, tpu, step)}

@@ -99,7 +99,7 @@ class _Step:
         stream = self.bytes * tokens * width / self.over("embd")
         layers = config.n_layer
         active = layers * stream + inner if config.recompute_grad else layers * inner
-        logits = 2 * _FLOAT * tokens * config.n_vocab_padded / self.over("vocab")
+        logits = self.bytes * tokens * config.n_vocab_padded / self.over("vocab")
         return kept + active + logits
 
     def compute(self):
