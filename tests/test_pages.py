@@ -55,6 +55,8 @@ ELSEWHERE = {
         "--cluster cluster.json --allow_remote"],
     "tests/test_interop_hub.py::test_a_revision_has_a_folder_of_its_own": [
         "python main.py --import_from EleutherAI/pythia-160m@step1000 --model_path runs/pythia"],
+    "tests/test_main.py::test_a_shell_completes_flags_and_configs": [
+        'eval "$(activate-global-python-argcomplete --dest=-)"'],
     "tests/test_interop_serve.py::test_eight_clients_at_once_get_what_predictions_are": [
         "python -m interop.serve exported/mine --port 8000"],
     "tests/test_training_wandb.py::test_scalars_are_logged_and_a_run_goes_on": [

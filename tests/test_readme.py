@@ -96,7 +96,8 @@ def test_a_command_is_right(page, command):
     elif words[:2] == ["python", "-c"]:
         compile(words[2], page, "exec")
     else:
-        assert words in (["source", ".venv/bin/activate"], ["tensorboard", "--logdir", "runs"])
+        assert words in (["source", ".venv/bin/activate"], ["tensorboard", "--logdir", "runs"],
+                         ["eval", "$(activate-global-python-argcomplete --dest=-)"])
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -117,7 +118,7 @@ def test_paths_and_links_in_a_page_exist(page):
                                    "interop/serve.py",
                                    *glob.glob("benchmarks/*.py", root_dir=ROOT),
                                    *(f"datasets/{name}.py" for name in scripts)]))
-        assert flag in known or flag in ("--logdir", "--no-deps"), f"{page}: {flag}"
+        assert flag in known or flag in ("--logdir", "--no-deps", "--dest"), f"{page}: {flag}"
 
 
 def test_what_troubleshooting_quotes_is_said():
