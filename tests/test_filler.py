@@ -2,13 +2,15 @@
 
 import io
 import json
+import re
 
 import jobs
 import numpy as np
 import pytest
+from test_configs_progress import Terminal
 
 import encoders
-from configs import schema
+from configs import progress, schema
 from configs.errors import UserError
 from mesh import devices
 from mesh.compat import mtf, tf
@@ -49,6 +51,14 @@ def test_it_learns_and_says_so(learnt):
     shown = jobs.scalars(str(model_path / "eval"))
     assert shown["mlm_accuracy"][900] == pytest.approx(summary["mlm_accuracy"])
     assert "loss/mlm" in jobs.scalars(str(model_path))
+
+
+def test_a_terminal_shows_how_far_it_is(model, monkeypatch):
+    shown = Terminal()
+    monkeypatch.setattr(filler, "tqdm", lambda delay, **keys: progress.tqdm(
+        file=shown, mininterval=0, **keys))
+    model.fill([filler.encode(model.config, model.encoder, "the sky is bl[MASK]e.")], 4)
+    assert re.search("filling in: .* 3/4 ", shown.getvalue())
 
 
 def test_entmax_and_ids_that_are_never_predicted(learnt):

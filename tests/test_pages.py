@@ -185,11 +185,9 @@ def scaled_down(command):
         words += ["--overwrite"]
     if "datasets/create_tfrecords.py" in words or "datasets/openwebtext.py" in words:
         words += ["--processes", "1"]
+    command = shlex.join(words).replace("'>'", ">").replace("'|'", "|")
     # CLIP's merges come with a package that is not required.
-    if words[-1] != "clip" and "clip" in words:
-        words = ["byte" if (before, word) == ("--encoder", "clip") else word
-                 for before, word in zip(["", *words], words, strict=False)]
-    return shlex.join(words).replace("'>'", ">").replace("'|'", "|")
+    return command.replace("--encoder clip ", "--encoder byte ")
 
 
 def make_texts(place):
@@ -233,7 +231,15 @@ def in_order():
         first = [command for command in here if "datasets/" in command.split(" --")[0]]
         found += [*first, *MADE_BEFORE.get(page, ()),
                   *(command for command in here if command not in first)]
+        if page == "interop":
+            found.append(client())
     return found
+
+
+def client():
+    """The program in docs/interop.md that asks a SavedModel, as a command."""
+    program, = re.findall(r"(?ms)^```python\n(.*?)^```$", read("docs/interop.md"))
+    return shlex.join(["python", "-c", program])
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +256,12 @@ def results(tmp_path_factory):
     lines = (place / "asked.json.results").read_text().splitlines()
     assert done.returncode == 0 and len(lines) == len(order), done.stderr[-2000:]
     return place, dict(zip(order, map(json.loads, lines), strict=True))
+
+
+@pytest.mark.slow
+def test_the_program_that_asks_a_saved_model_runs(results):
+    result = results[1][client()]
+    assert result["status"] == 0 and len(result["stdout"].splitlines()) >= 2, result["stderr"]
 
 
 def test_commands_that_are_not_run_are_in_the_pages_and_their_tests_exist():

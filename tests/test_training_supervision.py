@@ -372,7 +372,7 @@ def test_the_projector_shows_projections_beside_the_student(place, tmp_path, cap
     wanted = {"student": unit(student[range(4), last])}
     for of in layer:
         rows = projected(states, of, weights)[range(4), np.subtract(last, ahead)]
-        wanted[f"GPT-C, layer {of}"] = unit(rows)
+        wanted["GPT-C, final norm" if of == "last" else "GPT-C, block 1"] = unit(rows)
     shown = shown_points.Space(config.model_path, "clip, step 2")
     np.testing.assert_allclose(shown.vectors, np.concatenate(list(wanted.values())), atol=1e-4)
     assert shown.labels == [["text", "what"], *([word, kind] for kind in wanted for word in words)]

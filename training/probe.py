@@ -10,6 +10,8 @@ from mesh.compat import tf
 from training import heat_map, keeping, projector
 from training.embedder import Embedder, unit
 
+_HEADINGS = {"student": "student", "last": "GPT-C, final norm"}
+
 
 class Probe:
     """The words of `clip.probe_words`.
@@ -78,7 +80,7 @@ class Probe:
 
     def _projected(self, found, step):
         """`scores` of a GPT-C, of what embedder.Embedder.projections gives."""
-        headings = {name: name if name == "student" else f"GPT-C, layer {name}" for name in found}
+        headings = {name: _HEADINGS.get(name) or f"GPT-C, block {name}" for name in found}
         self.points = [projector.named(headings[name], self._words, x)
                        for name, x in found.items()]
         panels = {headings[name]: cosines(x) for name, x in found.items()}
