@@ -124,7 +124,8 @@ NOT_RUN = {
 PAGES = ["data", "shakespeare", "training", "sampling", "masked", "clip", "evaluation"]
 TINY = ["n_layer=1", "n_embd=16", "n_ctx=32", "train_steps=2", "steps_per_checkpoint=2",
         "warmup_steps=0", "eval_steps=1", "sample_tokens=0", "train_batch_size=8",
-        "eval_batch_size=8", "rotary_dims=0", 'attention_types=["global"]']
+        "eval_batch_size=8", "rotary_dims=0", 'attention_types=["global"]',
+        'mesh_shape=""', 'layout=""']
 # What else there has to be: of the README, and of what `make demo` makes.
 MINE = "python main.py --model demo --set 'datasets=[\"mine\"]' --model_path runs/mine"
 MADE_BEFORE = {
@@ -170,9 +171,10 @@ def scaled_down(command):
     words = shlex.split(command)
     if "main.py" in words:
         parsed = flags.parse(words[words.index("main.py") + 1:])
-        # A run's own config is small already.
+        # A run's own config is small already. What a command sets itself comes later, and counts.
         if parsed.model and not parsed.model.startswith("runs/"):
-            words += [word for setting in TINY for word in ("--set", setting)]
+            at = words.index("--model") + 2
+            words[at:at] = [word for setting in TINY for word in ("--set", setting)]
         if parsed.job == "predict":
             words += ["--max_new_tokens", "4"] if "mlm_training=true" not in words else []
     for flag, value in changes.items():
