@@ -98,11 +98,12 @@ def test_sampling_goes_on_when_its_tpu_is_back(tmp_path, monkeypatch, capsys, ca
     class Losing(predictor.Predictor):
         def generate(self, *args, **kwargs):
             samples = super().generate(*args, **kwargs)
+            yield next(samples)
             if len(made) == 1:
                 world.nodes["ours"]["state"] = "PREEMPTED"
                 world.nodes["ours"]["then"] = [{}, {"state": "CREATING"}, tpu_api.READY]
                 raise tf.errors.UnavailableError(None, None, "Socket closed")
-            return samples
+            yield from samples
 
     def make(config, encoder, steps, tpu):
         made.append(tpu.resolver.master())

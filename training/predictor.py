@@ -304,7 +304,9 @@ def predict(config, prompts, num_samples=1, max_new_tokens=None, temperature=1.0
         if not made:
             made.append(_predictor(config, encoder, steps, tpu))
         try:
-            return made[0].generate(tokens, num_samples, max_new_tokens, stop=stop, **settings)
+            found = made[0].generate(tokens, num_samples, max_new_tokens, stop=stop, **settings)
+            # On a TPU all of them at once: it may go away before the last, and then all come anew.
+            return list(found) if tpu else found
         except tf.errors.OpError:
             made.clear()  # what it had on a TPU may be gone
             raise
