@@ -54,6 +54,7 @@ def test_it_learns_and_says_so(learnt):
 
 
 def test_a_terminal_shows_how_far_it_is(model, monkeypatch):
+    monkeypatch.setattr(progress.tqdm, "silent", False)  # --quiet of another test
     shown = Terminal()
     monkeypatch.setattr(filler, "tqdm", lambda delay, **keys: progress.tqdm(
         file=shown, mininterval=0, **keys))

@@ -13,7 +13,7 @@ import pytest
 from test_configs_progress import Terminal
 
 import main
-from configs import schema
+from configs import progress, schema
 from configs.errors import UserError
 from interop import import_clip
 from mesh.compat import mtf, tf
@@ -178,6 +178,7 @@ def test_clips_number_of_ids_means_clips_encoder(tmp_path, monkeypatch, capsys, 
 
 
 def test_a_terminal_shows_how_far_it_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(progress.tqdm, "silent", False)  # --quiet of another test
     monkeypatch.setattr(sys, "stderr", shown := Terminal())
     clip_runs.teacher(tmp_path, 259)
     assert re.search(r"reading: .*0/1 .*writing: .* 0/17 ", shown.getvalue())

@@ -12,6 +12,7 @@ import test_predictor
 from test_configs_progress import Terminal
 
 import encoders
+from configs import progress
 from configs.errors import UserError
 from interop import saved_model, saved_text
 from mesh.compat import tf
@@ -63,6 +64,7 @@ def test_equals_predictions_and_scores(tmp_path, monkeypatch, changes, mesh):
     config = test_predictor.save_run(test_predictor.make_config(
         tmp_path / "run", predict_batch_size=4, **changes)).replace(**mesh)
     directory = str(tmp_path / "saved")
+    monkeypatch.setattr(progress.tqdm, "silent", False)  # --quiet of another test
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", shown := Terminal())
         saved_model.export(config, directory)

@@ -342,6 +342,7 @@ def test_long_prompts_keep_their_end(one_row, caplog):
 
 
 def test_a_terminal_shows_how_far_it_is(one_row, monkeypatch):
+    monkeypatch.setattr(progress.tqdm, "silent", False)  # --quiet of another test
     shown, delays = Terminal(), []
 
     def bar(delay, **keys):
