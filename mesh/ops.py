@@ -229,6 +229,16 @@ def select(x, index, dim, name="select"):
     return local(lambda v, i: tf.gather(v, i, axis=axis), [x, index], (shape, x.dtype), name=name)
 
 
+def fresh_zeros(shape, dtype=tf.float32, partition_info=None):
+    """Zeros as a tf tensor that is made when it is asked for: an initialiser of variables.
+
+    TensorFlow makes a constant of tf.zeros, and of what follows from constants alone: the session
+    keeps it for ever, and variables of a shape begin in the same memory, so that their first
+    updates copy it.
+    """
+    return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=True)
+
+
 def to_float32(x):
     """Casts to float32; a sum over slices that is still to be done is then done in float32.
 

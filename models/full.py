@@ -11,6 +11,9 @@ from models.heads import swapped, weighted
 _BLOCKS = 8
 _SMALLEST_BLOCK = 128
 
+# Scores of a slice, from which on the backward pass makes them again and none are kept.
+_MANY_SCORES = 1 << 22
+
 
 class Full:
     """Softmax attention in full form: forward and backward.
@@ -46,6 +49,7 @@ class Full:
         """-> the gradients of the inputs, none of the key."""
         x, *others = ins
         learned, key = self._sorted(others)
+        x = self._anew(slices, x, grads[0])
         q, k, v, position = self._split(slices, x, learned)
         d_out = slices.map(swapped, grads[0])
         # Σ_k p·dp = d_out·out, dropout included (Dao et al. 2022, appendix B.2).
@@ -74,6 +78,18 @@ class Full:
                     for total in totals)
         dx = self._heads.split_gradient(slices, x, position, d_q, d_k, d_v)
         return [dx, *d_learned] + [None] * len(key)
+
+    def _anew(self, slices, x, gradient):
+        """`x`, of which nothing is computed before `gradient` is there.
+
+        TensorFlow on CPUs and GPUs would find the same computation in the forward pass and keep
+        what came of it; of few scores that is faster, and welcome.
+        """
+        batch, length, _, heads, _ = x.to_laid_out_tensor().slice_shape
+        keys = self._heads.memory.size // slices.parts(self._heads.memory)
+        if not slices.have_devices or batch * heads * length * keys < _MANY_SCORES:
+            return x
+        return slices.map(_after, x, gradient)
 
     def _sorted(self, others):
         """(learned keys and values, a key for dropout) of the inputs; any of them may be absent."""
@@ -127,6 +143,12 @@ class Full:
             return tf.cast(mask, tf.float32) / (1.0 - self._rate)
 
         return slices.map(one_slice, key, p, *map(slices.start, dims))
+
+
+def _after(x, other):
+    """`x`, once `other` is there."""
+    with tf.control_dependencies([other]):
+        return tf.identity(x)
 
 
 def _cut(slices, x, first, end):

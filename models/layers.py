@@ -114,7 +114,9 @@ def normal(stddev):
         key = [seed % 2**31, zlib.crc32(name.encode()) % 2**31]
 
         def initialise(shape, dtype=tf.float32, partition_info=None):
-            return tf.random.stateless_normal(shape, key, stddev=stddev, dtype=dtype)
+            # Of a constant key TensorFlow would make the weights constants, beside the variables.
+            fresh = tf.constant(key, tf.int64) + ops.fresh_zeros([2], tf.int64)
+            return tf.random.stateless_normal(shape, fresh, stddev=stddev, dtype=dtype)
 
         return initialise
     return seeded

@@ -109,3 +109,11 @@ def slice_shape(dims, mesh_shape, layout):
     sizes = dict(item.split(":") for item in mesh_shape.split(",") if item)
     rules = dict(item.split(":") for item in layout.split(",") if item)
     return [d.size // int(sizes.get(rules.get(d.name), 1)) for d in dims]
+
+
+def executed(session, fetches, feed=None):
+    """The nodes that TensorFlow runs for fetches, after it has rewritten the graph."""
+    metadata = tf.RunMetadata()
+    session.run(fetches, feed, options=tf.RunOptions(output_partition_graphs=True),
+                run_metadata=metadata)
+    return [node for part in metadata.partition_graphs for node in part.node]

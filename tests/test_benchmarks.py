@@ -37,3 +37,13 @@ def test_speed_and_profiles_of_both(tmp_path):
     assert len(profiles) == 4
     assert "MatMul" in profiles["ours.txt"] and "addmm" in profiles["transformers_eager.txt"]
     assert json.loads(profiles["ours.json"])["traceEvents"]
+
+
+@pytest.mark.slow
+def test_what_a_student_costs():
+    small = [f"--set={item}" for item in ("n_layer=1", "n_embd=32", "n_head=2", "rotary_dims=16",
+                                          'attention_types=[[["global"],1]]')]
+    found, _ = run("gptc_cost.py", *small, "--n_ctx", "16", "--rounds", "1", "--steps", "2")
+    assert found["time_ratio"] > 0
+    # The GPT-C's loss is the GPT's and something that the student adds.
+    assert found["GPT-C"]["loss"] > found["GPT"]["loss"]

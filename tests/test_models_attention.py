@@ -7,7 +7,8 @@ import tensorflow
 from attention_formulas import keep_factors
 from attention_formulas import softmax_attention as naive
 
-from mesh.compat import tf
+from mesh import devices
+from mesh.compat import mtf, tf
 from models import attention, full, layers, local
 
 HEADS, FEATURES, QKV = (graphs.dim(*d) for d in [
@@ -75,6 +76,24 @@ def check(x, dims, rotary_dims=0, dropout=False, tolerance=2e-5, **options):
 @pytest.mark.parametrize(("rotary_dims", "dropout"), [(0, False), (8, False), (4, True)])
 def test_causal_equals_the_formula(length, rotary_dims, dropout):
     check(*packed(length), rotary_dims, dropout)
+
+
+@pytest.mark.parametrize("most", [0, 2 * 2 * 300 * 300 + 1])
+def test_many_scores_are_made_again_in_the_backward_pass(most, monkeypatch):
+    """TensorFlow would find them in the forward pass and keep them; the numbers are the same."""
+    monkeypatch.setattr(full, "_MANY_SCORES", most)
+    x, dims = packed(300)
+    check(x, dims, 4, dropout=True)
+    mesh = mtf.Mesh(mtf.Graph(), "mesh")
+    with tf.Graph().as_default(), tf.Session() as session:
+        given = tf.placeholder(tf.float32, x.shape)
+        qkv = mtf.import_tf_tensor(mesh, given, mtf.Shape(dims))
+        y = attention.full(layers.Context(mesh, graphs.config()), qkv, 0, 0.0, SITE)
+        gradient, = mtf.gradients([mtf.reduce_sum(mtf.square(y))], [qkv])
+        lowering = mtf.Lowering(mesh.graph, {mesh: devices.mesh_impl(graphs.config())})
+        nodes = graphs.executed(session, lowering.export_to_tf_tensor(gradient), {given: x})
+    # Of two blocks of queries.
+    assert sum("Softmax" in node.op for node in nodes) == (4 if most == 0 else 2)
 
 
 def test_query_blocks():

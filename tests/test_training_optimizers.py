@@ -393,3 +393,20 @@ def test_an_update_is_a_few_operations():
         names = [op.type for op in run.session.graph.get_operations() if "adamw" in op.name]
     assert names.count("ResourceApplyAdam") == len(SHAPES)
     assert len([n for n in names if n not in ("Const", "NoOp")]) <= 4 * len(SHAPES)
+
+
+def test_initial_values_are_no_constants():
+    """Constants stay in memory for as long as the session, beside the variables."""
+    big = [mtf.Dimension("big", 64), mtf.Dimension("wide", 128)]
+    mesh = mtf.Mesh(mtf.Graph(), "mesh")
+    with tf.Graph().as_default(), tf.Session() as session:
+        ctx = layers.Context(mesh, graphs.config())
+        for name in ("one", "other"):
+            variable = ctx.variable(name, big, layers.normal(0.02)).operation
+            updates.slot(variable, "adam_m"), updates.slot(variable, "adam_v")
+        nodes = graphs.executed(session, tf.global_variables_initializer())
+        constants = [n.attr["value"].tensor for n in nodes if n.op == "Const"]
+        assert constants and all(np.prod([d.size for d in t.tensor_shape.dim] or [1]) < 64
+                                 for t in constants)
+        one, *slots = session.run([v for v in tf.global_variables() if "one" in v.name])
+    assert abs(one.std() - 0.02) < 1e-3 and not np.any(slots) and len(slots) == 2

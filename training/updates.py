@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from mesh import ops
 from mesh.compat import mtf, tf
 from training.slices import SliceUpdate
 
@@ -95,7 +96,7 @@ def slot(variable, name, shape=None):
     """A float32 variable of zeros beside `variable`, with its dimensions unless told otherwise."""
     shape = variable.shape if shape is None else shape
     return mtf.get_variable(variable.mesh, f"{variable.name}/{name}", shape, dtype=tf.float32,
-                            initializer=tf.zeros_initializer(), trainable=False).operation
+                            initializer=ops.fresh_zeros, trainable=False).operation
 
 
 def bias_correction(beta, step):
