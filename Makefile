@@ -34,7 +34,7 @@ REFUSAL = $(if $(PYTHON),PYTHON=$(PYTHON) will not do. )$(NEEDED)
 # The demo; with QUICK=1 the same in some two minutes, with FULL=1 with more seeds and sizes.
 DEMO = demo$(if $(QUICK),_quick)$(if $(FULL),_full)
 DEMO_FLAGS = $(if $(QUICK),--quick) $(if $(FULL),$(FULL_FLAGS),--checked 300)
-FULL_FLAGS = --seeds 5 --teachers 3 --sizes 2x64 4x128 --texts 600 1200 --steps 300 500 \
+FULL_FLAGS = --seeds 5 --teachers 3 --sizes 2x64 4x128 --texts 600 1200 --steps 800 1200 300 500 \
 	--evaluations 3 --set_clip train_steps=400 --set_clip steps_per_checkpoint=400 \
 	--set_student train_steps=600 --set_student steps_per_checkpoint=600 \
 	--rows gpt gptc gptc_random gptc_shuffled gptc_text gptc_input gptc_input_random
