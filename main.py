@@ -67,7 +67,7 @@ def predict(config, args, tpu=None):
     Raises:
         UserError: the kind of model has nothing to do with a flag, or lacks one.
     """
-    from training import filler, predictor
+    from training import filler, predictions
 
     prompts = [*map(read_prompt, args.prompt), *args.predict_text,
                *(read_text(path, "--predict_file") for path in args.predict_file)]
@@ -86,7 +86,7 @@ def predict(config, args, tpu=None):
             raise UserError(f"--prompt: missing; give a text with {config.mlm_mask_text} in it")
         filler.fill_in(config, prompts, **settings)
         return
-    predictor.predict(
+    predictions.predict(
         config, prompts=prompts or ([] if args.interactive else [""]),
         max_new_tokens=args.max_new_tokens or config.predict_max_steps, stop=args.stop, tpu=tpu,
         **settings)

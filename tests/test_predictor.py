@@ -15,7 +15,7 @@ from configs.errors import UserError
 from mesh import devices
 from mesh.compat import mtf, tf
 from models import gpt, layers
-from training import checkpoints, completions, predictor
+from training import checkpoints, completions, predictions, predictor
 
 N_CTX = 16
 PROMPTS = [[5], [10, 20, 30, 40, 50], list(range(60, 60 + N_CTX)), list(range(100, 109))]
@@ -367,17 +367,17 @@ def test_one_session_and_one_graph(config, monkeypatch, capsys):
     monkeypatch.setattr(tf.train.Saver, "restore",
                         lambda *args: restored.append(args) or restore(*args))
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n\nthree"))
-    predictor.predict(config, prompts=["a", "bcd"], num_samples=2, max_new_tokens=4,
+    predictions.predict(config, prompts=["a", "bcd"], num_samples=2, max_new_tokens=4,
                       interactive=True, stop=["x"])
     assert len(made) == len(restored) == 1
-    assert capsys.readouterr().out.count(predictor.SEPARATOR) == 4 + 8
+    assert capsys.readouterr().out.count(predictions.SEPARATOR) == 4 + 8
 
 
 def test_predict_prints_and_appends(config, one_row, tmp_path, capsys):
     path = str(tmp_path / "new" / "samples.jsonl")
     config = config.replace(predict_path=path)
     for _ in range(2):
-        predictor.predict(config, prompts=["ab", ""], num_samples=2, max_new_tokens=6, seed=9,
+        predictions.predict(config, prompts=["ab", ""], num_samples=2, max_new_tokens=6, seed=9,
                           temperature=0.7, top_k=30)
     printed = capsys.readouterr()
     samples = [s for prompt in ([97, 98], [256])
@@ -393,18 +393,18 @@ def test_predict_prints_and_appends(config, one_row, tmp_path, capsys):
 
 
 def test_interactive_goes_on_after_a_bad_prompt(config, monkeypatch, capsys):
-    real = predictor.encode_prompt
+    real = completions.encode_prompt
 
     def picky(encoder, prompt):
         if prompt == "bad":
             raise UserError("prompt: no")
         return real(encoder, prompt)
 
-    monkeypatch.setattr(predictor, "encode_prompt", picky)
+    monkeypatch.setattr(predictions, "encode_prompt", picky)
     monkeypatch.setattr("sys.stdin", io.StringIO("bad\ngood\n"))
-    predictor.predict(config, prompts=[], max_new_tokens=2, interactive=True)
+    predictions.predict(config, prompts=[], max_new_tokens=2, interactive=True)
     printed = capsys.readouterr()
-    assert printed.out.startswith("good") and printed.out.count(predictor.SEPARATOR) == 1
+    assert printed.out.startswith("good") and printed.out.count(predictions.SEPARATOR) == 1
     assert printed.err == "error: prompt: no\n"
 
 
@@ -418,12 +418,12 @@ def char_encoder(tmp_path, text):
 
 def test_prompts_of_characters(tmp_path):
     encoder = char_encoder(tmp_path, "ab\n")
-    assert encoder.decode(predictor.encode_prompt(encoder, "")) == "\n"
+    assert encoder.decode(completions.encode_prompt(encoder, "")) == "\n"
     with pytest.raises(UserError, match="prompt: .*'z'"):
-        predictor.encode_prompt(encoder, "az")
+        completions.encode_prompt(encoder, "az")
     (tmp_path / "other").mkdir()
     one_line = char_encoder(tmp_path / "other", "ab")
-    assert predictor.encode_prompt(one_line, "") == [one_line.eos_id]
+    assert completions.encode_prompt(one_line, "") == [one_line.eos_id]
 
 
 def test_prompt_without_tokens():
@@ -434,12 +434,12 @@ def test_prompt_without_tokens():
             return []
 
     with pytest.raises(UserError, match="finds no token in '  '"):
-        predictor.encode_prompt(Nothing(), "  ")
+        completions.encode_prompt(Nothing(), "  ")
 
 
 def test_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="no checkpoint there; train"):
-        predictor.predict(make_config(tmp_path), prompts=["a"])
+        predictions.predict(make_config(tmp_path), prompts=["a"])
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -464,7 +464,7 @@ def test_changed_encoder(config, tmp_path):
     record.encoder["hash"] = "0" * 16
     checkpoints.write_record(other.model_path, record)
     with pytest.raises(UserError, match="hash"):
-        predictor.predict(other, prompts=["a"])
+        predictions.predict(other, prompts=["a"])
 
 
 def test_optimizer_state_is_not_read(tmp_path):

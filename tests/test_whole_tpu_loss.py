@@ -12,7 +12,7 @@ from test_mesh_cloud import changed, world  # noqa: F401 (a fixture)
 from configs import schema
 from mesh import cloud
 from mesh.compat import tf
-from training import estimators, predictor, run
+from training import estimators, predictions, predictor, run
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +92,7 @@ def test_sampling_goes_on_when_its_tpu_is_back(tmp_path, monkeypatch, capsys, ca
     config, made = schema.load(path), []
     prompts = dict(prompts=["ab", "c"], num_samples=2, max_new_tokens=5)
     with jobs.quiet():
-        predictor.predict(config, **prompts)
+        predictions.predict(config, **prompts)
     wanted = capsys.readouterr().out
 
     class Losing(predictor.Predictor):
@@ -109,11 +109,11 @@ def test_sampling_goes_on_when_its_tpu_is_back(tmp_path, monkeypatch, capsys, ca
         made.append(tpu.resolver.master())
         return Losing(config, encoder, steps)
 
-    monkeypatch.setattr(predictor, "_predictor", make)
+    monkeypatch.setattr(predictions, "_predictor", make)
     monkeypatch.setattr(cloud, "_count_cores", lambda name, resolver: 2)
     world.nodes["ours"] = {**tpu_api.READY, **tpu_api.SPECIAL, "acceleratorType": "v4-2"}
     tpu = cloud.find("ours", None, None, 2, None)
     with jobs.quiet():
-        predictor.predict(config, tpu=tpu, **prompts)
+        predictions.predict(config, tpu=tpu, **prompts)
     assert len(made) == 2 and capsys.readouterr().out == wanted
     assert "was lost, and is there again" in caplog.text

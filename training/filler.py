@@ -11,7 +11,7 @@ from mesh import devices
 from mesh.compat import mtf, tf
 from mesh.slices import local
 from models import layers, sampling
-from training import checkpoints, language_models, predictor
+from training import checkpoints, language_models, predictions
 
 # Encoders in which a space is a token like any other. Those of words have it in the next word's
 # token, so that the mask stands for both.
@@ -194,14 +194,14 @@ def fill_in(config, prompts, num_samples=1, temperature=1.0, top_k=0, top_p=1.0,
         for text, sample in zip((t for t in texts for _ in range(num_samples)), samples,
                                 strict=True):
             filled = decode(config, encoder, sample.tokens)
-            print(f"{filled}\n{predictor.SEPARATOR}", flush=True)
+            print(f"{filled}\n{predictions.SEPARATOR}", flush=True)
             if config.predict_path:
-                predictor.append(config.predict_path, {
+                predictions.append(config.predict_path, {
                     "prompt": text, "text": filled, "sample": sample.number,
                     "checkpoint": filler.checkpoint, **settings})
 
     answer(prompts, encoded)
-    for line in predictor.lines() if interactive else ():
+    for line in predictions.lines() if interactive else ():
         try:
             tokens = encode(config, encoder, line)
         except UserError as error:

@@ -3,7 +3,7 @@
 import logging
 
 from configs.errors import UserError
-from training import checkpoints, metrics, predictor
+from training import checkpoints, completions, metrics, predictor
 
 _TEMPERATURE, _TOP_K = 0.8, 200
 
@@ -45,7 +45,7 @@ class Samples:
             self._wanted = False
             return
         self._predictor = predictor.Predictor(self._config, encoder)
-        self._prompt = predictor.encode_prompt(encoder, "")
+        self._prompt = completions.encode_prompt(encoder, "")
 
     def close(self):
         """Frees the weights."""
