@@ -368,7 +368,7 @@ def test_one_session_and_one_graph(config, monkeypatch, capsys):
                         lambda *args: restored.append(args) or restore(*args))
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n\nthree"))
     predictions.predict(config, prompts=["a", "bcd"], num_samples=2, max_new_tokens=4,
-                      interactive=True, stop=["x"])
+                        interactive=True, stop=["x"])
     assert len(made) == len(restored) == 1
     assert capsys.readouterr().out.count(predictions.SEPARATOR) == 4 + 8
 
@@ -378,7 +378,7 @@ def test_predict_prints_and_appends(config, one_row, tmp_path, capsys):
     config = config.replace(predict_path=path)
     for _ in range(2):
         predictions.predict(config, prompts=["ab", ""], num_samples=2, max_new_tokens=6, seed=9,
-                          temperature=0.7, top_k=30)
+                            temperature=0.7, top_k=30)
     printed = capsys.readouterr()
     samples = [s for prompt in ([97, 98], [256])
                for s in one_row.generate([prompt], 2, 6, seed=9, temperature=0.7, top_k=30)]
