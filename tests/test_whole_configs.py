@@ -120,7 +120,12 @@ def loss_of_ignorance(config):
     if config.model == "clip":
         return math.log(config.train_batch_size)
     # Bytes have 257 ids.
-    return math.log(257 if config.pad_masked else config.n_vocab_padded)
+    loss = math.log(257 if config.pad_masked else config.n_vocab_padded)
+    if config.model == "gpt_c" and config.clip.mode == "loss":
+        rows = config.train_batch_size // config.num_microbatches
+        positions = min(config.clip.samples // config.train_batch_size, config.n_ctx)
+        loss += config.clip.weight * math.log(rows * positions)
+    return loss
 
 
 @pytest.fixture(scope="module")
