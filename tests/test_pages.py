@@ -244,10 +244,8 @@ def client():
     return shlex.join(["python", "-c", program])
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """(the copy's directory, {command of a page: its result})."""
-    place = tmp_path_factory.mktemp("pages") / "checkout"
+def run_all(place):
+    """{command of a page: its result}, of all that are run, in a copy of the checkout."""
     shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(
         ".git", ".venv", "tests", "__pycache__", ".*_cache", "data", "runs"))
     make_texts(place)
@@ -257,13 +255,7 @@ def results(tmp_path_factory):
                            "asked.json"], cwd=place, capture_output=True, text=True, timeout=900)
     lines = (place / "asked.json.results").read_text().splitlines()
     assert done.returncode == 0 and len(lines) == len(order), done.stderr[-2000:]
-    return place, dict(zip(order, map(json.loads, lines), strict=True))
-
-
-@pytest.mark.slow
-def test_the_program_that_asks_a_saved_model_runs(results):
-    result = results[1][client()]
-    assert result["status"] == 0 and len(result["stdout"].splitlines()) >= 2, result["stderr"]
+    return dict(zip(order, map(json.loads, lines), strict=True))
 
 
 def test_commands_that_are_not_run_are_in_the_pages_and_their_tests_exist():
@@ -275,10 +267,22 @@ def test_commands_that_are_not_run_are_in_the_pages_and_their_tests_exist():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", RUN)
-def test_a_command_of_a_page_runs(results, command):
-    place, found = results
-    result = found[command]
+def test_the_commands_of_the_pages_run(tmp_path):
+    """All in one test: each uses what those before it have made."""
+    place = tmp_path / "checkout"
+    results, failed = run_all(place), []
+    for command in RUN:
+        try:
+            check(place, command, results[command])
+        except AssertionError as error:
+            failed.append(f"{command}\n{error}")
+    assert not failed, "\n\n".join(failed)
+    result = results[client()]
+    assert result["status"] == 0 and len(result["stdout"].splitlines()) >= 2, result["stderr"]
+
+
+def check(place, command, result):
+    """Fails unless a command did what it says, in a directory."""
     assert result["status"] == 0 and "Traceback" not in result["stderr"], (
         f"{result['command']}\n{result['stdout'][-2000:]}\n{result['stderr'][-3000:]}")
     last = (result["stdout"].splitlines() or [""])[-1]
