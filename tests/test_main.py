@@ -55,7 +55,7 @@ def calls(monkeypatch):
         return module
 
     rooms = {"training.run": room("training.run", "train", "evaluate"),
-             "training.predictor": room("training.predictor", "predict"),
+             "training.predictions": room("training.predictions", "predict"),
              "interop.saved_model": room("interop.saved_model", "export"),
              "interop.export_hf": room("interop.export_hf", "export"),
              "interop.import_clip": room("interop.import_clip", "import_clip"),
