@@ -121,7 +121,7 @@ def loss_of_ignorance(config):
         return math.log(config.train_batch_size)
     # Bytes have 257 ids.
     loss = math.log(257 if config.pad_masked else config.n_vocab_padded)
-    if config.model == "gpt_c" and config.clip.mode == "loss":
+    if config.supervised:
         rows = config.train_batch_size // config.num_microbatches
         positions = min(config.clip.samples // config.train_batch_size, config.n_ctx)
         loss += config.clip.weight * math.log(rows * positions)

@@ -112,10 +112,7 @@ class Embedder:
         for ids, text in zip(encoded, texts, strict=True):
             if not ids:
                 raise UserError(f"{text!r}: encoder {self.encoder.spec} finds no token in it")
-        tokens = np.zeros([len(encoded), self._length], np.int32)
-        for row, ids in zip(tokens, encoded, strict=True):
-            row[:len(ids)] = ids
-        outputs = self._run(self._found[0], {self._tokens: tokens})
+        outputs = self._run(self._found[0], {self._tokens: self._filled_up(encoded)})
         return [unit(row[:len(ids)] * self.target_deviation + self.target_mean)
                 for row, ids in zip(outputs, encoded, strict=True)]
 
@@ -134,14 +131,19 @@ class Embedder:
         """
         names = ["student", *self.config.clip.layer]
         encoded = self._encode(texts)
-        tokens = np.zeros([len(encoded), self._length], np.int32)
-        for row, ids in zip(tokens, encoded, strict=True):
-            row[:len(ids)] = ids
+        tokens = self._filled_up(encoded)
         last = np.array([len(ids) - 1 for ids in encoded])
         rows = np.arange(len(encoded))
         return {name: unit(self._run(found, {self._tokens: tokens})[
                     rows, last - (0 if name == "student" else self.config.clip.target)])
                 for name, found in zip(names, self._found, strict=True)}
+
+    def _filled_up(self, encoded):
+        """Lists of ids as int32 [texts, positions], filled up with zeros."""
+        tokens = np.zeros([len(encoded), self._length], np.int32)
+        for row, ids in zip(tokens, encoded, strict=True):
+            row[:len(ids)] = ids
+        return tokens
 
     def pictures(self, pictures):
         """Embeddings of pictures.

@@ -37,6 +37,7 @@ _WORTH_COMPILING = 1000
 # The dimensions of positions in caches.
 _POSITIONS = ("memory_length", "clip_memory_length")
 
+
 class Predictor:
     """A model that waits for prompts.
 
