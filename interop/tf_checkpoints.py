@@ -87,7 +87,8 @@ def _values(checkpoint, reader, name, kind, number, size):
 class _Damage:
     """A context that turns what damaged checkpoints raise into the user's error."""
 
-    _KINDS = (tf.errors.OpError, ValueError, TypeError, RuntimeError, IndexError)
+    # An index with a wild size makes TensorFlow ask for that much memory.
+    _KINDS = (tf.errors.OpError, ValueError, TypeError, RuntimeError, IndexError, MemoryError)
 
     def __init__(self, checkpoint):
         self._checkpoint = checkpoint

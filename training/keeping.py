@@ -59,7 +59,7 @@ def problem(checkpoint):
             reader.get_tensor(name)
     except retrying.TRANSIENT:
         raise
-    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError, MemoryError) as error:
         return str(getattr(error, "message", error)).partition("\n")[0]
     _known_good[checkpoint] = stamp
     return None
