@@ -3,15 +3,18 @@
     python benchmarks/preflight_table.py --out runs/preflight
     python benchmarks/preflight_table.py --out runs/preflight --configs gpt_162M gpt_1.3B \\
         --slices v3-8 v3-128 v4-8 v4-128
+    python benchmarks/preflight_table.py --out runs/preflight --configs gpt_162M --shape gpt_neo
 
 compiles training steps as main.py --preflight does, from nothing, and writes table.md and
 table.json. By default each config is compiled for the slice that its mesh is for. On other slices
 it has the mesh that its header lists, or its own with another number of replicas; where it can have
-none it is left out. What is done already (rows.jsonl) is not done again, and a row of all layers
-stands for one of few. The last line of stdout is JSON.
+none it is left out. --shape gpt_neo compiles the same models as benchmarks/gpt_neo_shape.py builds
+them. What is done already (rows.jsonl) is not done again, and a row of all layers stands for one of
+few. The last line of stdout is JSON.
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -29,6 +32,7 @@ from configs.command_line import quiet_libraries, status_of  # noqa: E402
 quiet_libraries()
 # Read when TensorFlow is loaded; see main.py.
 os.environ.setdefault("TF_XLA_FLAGS", "--tf_xla_disable_constant_folding=true")
+from benchmarks import gpt_neo_shape  # noqa: E402
 from mesh import preflight as compiler  # noqa: E402
 from mesh import tpus  # noqa: E402
 from training import preflight, proxies, search_layouts  # noqa: E402
@@ -37,6 +41,7 @@ HEADS = ("Config", "Slice", "Mesh", "Layers compiled", "Memory, GiB", "Step, s",
          "Collectives, GB", "Input, of the step")
 # Input goes to each of a host's eight cores. PCIe 3.0 with 16 lanes has twice this rate.
 CORES_OF_A_HOST, HOST_RATE = 8, 8e9
+SHAPES = {"ours": contextlib.nullcontext, "gpt_neo": gpt_neo_shape.applied}
 
 
 def parse_args(argv=None):
@@ -51,6 +56,8 @@ def parse_args(argv=None):
     p.add_argument("--layers", choices=("all", "few"),
                    help="compile all layers, or estimate them from few (few above 1.4 billion "
                         "parameters)")
+    p.add_argument("--shape", choices=SHAPES, default="ours",
+                   help="build models as this project does, or in GPT-Neo's shape")
     return p.parse_args(argv)
 
 
@@ -98,7 +105,8 @@ def cells(said):
     """A row of the table as Markdown has it."""
     few = said.get("extrapolated_from_layers")
     layers = " and ".join(map(str, few)) + f" of {said['n_layer']}" if few else "all"
-    head = [f"`{said['config']}`", said["slice"], f"`{said['mesh_shape']}`", layers]
+    neo = " in GPT-Neo's shape" if said.get("shape") == "gpt_neo" else ""
+    head = [f"`{said['config']}`{neo}", said["slice"], f"`{said['mesh_shape']}`", layers]
     if said["step_seconds"] is None:
         return [*head, "refused", "", "", "", "", ""]
     moved = {}
@@ -132,10 +140,13 @@ def main(args):
     for name, config, tpu in (bar := tqdm(list(jobs(args.configs, args.slices)), unit="config")):
         bar.set_postfix_str(f"{name} {tpu.name}")
         told = f"{config.replace(about='').to_json()} {tpu.name} {version}"
+        if args.shape != "ours":
+            told += f" {args.shape}"
         key = hashlib.sha256(told.encode()).hexdigest()
         step = preflight.Step(config, tpu, args.layers)
         if key not in known or "extrapolated_from_layers" in known[key] and not step.few:
-            known[key] = {"key": key, **row(name, config, tpu, step)}
+            with SHAPES[args.shape]():
+                known[key] = {"key": key, "shape": args.shape, **row(name, config, tpu, step)}
             with open(path, "a") as file:
                 file.write(json.dumps(known[key]) + "\n")
         rows.append({k: v for k, v in known[key].items() if k != "key"})

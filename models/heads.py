@@ -38,14 +38,14 @@ class Heads:
           three laid-out [b, h, s, d]: queries, rotated and divided by √d, rotated keys, values.
         """
         return [self._own(slices, t, 3)
-                for t in slices.map(self._split_slice, self._gathered(slices, x, 4), position)]
+                for t in slices.map(self.split_slice, self._gathered(slices, x, 4), position)]
 
     def split_gradient(self, slices, x, position, d_q, d_k, d_v):
         """The gradient of `split`'s `x`, like it; the arguments are those of `split`'s results."""
         def one_slice(x, position, *grads):
             # A fresh identity keeps tf.gradients from walking the rest of the graph.
             x = tf.identity(x)
-            return tf.gradients(self._split_slice(x, position), x, list(grads))[0]
+            return tf.gradients(self.split_slice(x, position), x, list(grads))[0]
 
         grads = [self._gathered(slices, t, 3) for t in (d_q, d_k, d_v)]
         return self._own(slices, slices.map(one_slice, self._gathered(slices, x, 4), position,
@@ -80,7 +80,8 @@ class Heads:
                            self.memory)
         return slices.map(lambda e, t: e / t, e, total)
 
-    def _split_slice(self, x, position):
+    def split_slice(self, x, position):
+        """`split` of one slice that has all features: from tf [b, s, qkv, h, d]."""
         q, k, v = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
         if self.rotary_dims:
             cos, sin = positions.rotary_angles(position, self.rotary_dims)

@@ -11,6 +11,7 @@ import pytest
 import virtual_cores
 
 import inputs
+from benchmarks import gpt_neo_shape
 from mesh import ahead, hlo
 from mesh.compat import mtf, tf
 from mesh.simd import SimdMesh
@@ -186,6 +187,23 @@ SMALL = dict(n_vocab=VOCAB, n_embd=16, n_layer=1, n_head=4, lr=1e-2, weight_deca
 def test_gpt(cores, mesh_shape, layout, keys):
     config = graphs.config(mesh_shape=mesh_shape, layout=layout, **{**SMALL, **keys})
     compare(cores, config, language.Language(config, FACTS), text())
+
+
+@pytest.mark.parametrize("layout", ["batch:x,heads:y,vocab:y", "batch:x,embd:y"])
+def test_gpt_neos_shape_gives_the_same_step(cores, layout):
+    """What benchmarks/gpt_neo_shape.py builds is a slower way to the same losses and weights."""
+    config = graphs.config(mesh_shape="x:2,y:2", layout=layout, position="rotary", rotary_dims=2,
+                           **{**SMALL, "attn_dropout": 0.0})
+    objective, features = language.Language(config, FACTS), text()
+    first, wanted, _ = on_placed_devices(config, objective, features)
+    ours, *_ = on_virtual_cores(cores, config, objective, features, first)
+    with gpt_neo_shape.applied():
+        theirs, curve, *_ = on_virtual_cores(cores, config, objective, features, first)
+    assert theirs.module != ours.module
+    for found, scalars in zip(curve, wanted, strict=True):
+        for name, values in found.items():
+            np.testing.assert_allclose(values, [scalars[name]] * theirs.cores, rtol=1e-4,
+                                       err_msg=name)
 
 
 def test_bfloat16(cores):
