@@ -1,4 +1,4 @@
-"""A model's step in GPT-Neo's shape: four pieces of it as GPT-Neo has them, by mtf's own operations.
+"""A step in GPT-Neo's shape: four pieces of it as GPT-Neo has them, by mtf's own operations.
 
 Look-ups are products with one-hot rows; attention writes its scores whole, in float32, and adds a
 bias that is broadcast over batch and heads; the loss is mtf's, of one-hot targets and all logits in
