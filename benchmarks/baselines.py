@@ -51,7 +51,11 @@ def parse_args(argv=None):
     p.add_argument("--batch", type=int, default=1, help="windows at once (%(default)s)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                    help="for the evaluations, as main.py takes it")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    for path in args.data:  # before the first model is downloaded
+        if not tf.io.gfile.exists(path) and not tf.io.gfile.glob(path):
+            p.error(f"--data {path}: not found")
+    return args
 
 
 class Baselines:

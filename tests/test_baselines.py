@@ -76,5 +76,13 @@ def test_the_table_has_transformers_losses_and_goes_on(models, tmp_path, capsys)
 
 def test_what_fails_says_where_to_look(tmp_path, capsys):
     with pytest.raises(SystemExit) as failed:
-        baselines.main(["--data", "x", "--out", str(tmp_path), "--models", str(tmp_path / "no")])
+        baselines.main(["--data", __file__, "--out", str(tmp_path), "--models", str(tmp_path / "no")])
     assert "import_" in str(failed.value) and "no such" in str(failed.value)
+
+
+def test_a_text_that_is_not_there_is_told_at_once(tmp_path, capsys):
+    missing = str(tmp_path / "none.txt")
+    with pytest.raises(SystemExit):
+        baselines.main(["--data", missing, "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().err.endswith(f"--data {missing}: not found\n")
+    assert not (tmp_path / "out").exists()
