@@ -76,7 +76,8 @@ def test_the_table_has_transformers_losses_and_goes_on(models, tmp_path, capsys)
 
 def test_what_fails_says_where_to_look(tmp_path, capsys):
     with pytest.raises(SystemExit) as failed:
-        baselines.main(["--data", __file__, "--out", str(tmp_path), "--models", str(tmp_path / "no")])
+        baselines.main(["--data", __file__, "--out", str(tmp_path), "--models",
+                        str(tmp_path / "no")])
     assert "import_" in str(failed.value) and "no such" in str(failed.value)
 
 
