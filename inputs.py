@@ -83,11 +83,17 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class EvalSize:
-    """The size of an evaluation: windows, batches of eval_batch_size, and targets that count."""
+    """The size of an evaluation.
+
+    Attributes:
+        windows: rows. batches: of eval_batch_size.
+        targets: those that count. longest: those of the row that has most.
+    """
 
     windows: int
     batches: int
     targets: int
+    longest: int
 
 
 def train_input_fn(config, start_window):
@@ -164,19 +170,21 @@ def _all_windows(config, steps=None):
         valid = own.valid_targets(function, config)
         most = steps * config.eval_batch_size if steps else len(valid)
         valid = valid[:most]
-        return EvalSize(len(valid), -(-len(valid) // config.eval_batch_size), int(valid.sum()))
+        return EvalSize(len(valid), -(-len(valid) // config.eval_batch_size), int(valid.sum()),
+                        int(valid.max(initial=0)))
     readers = _eval_readers(config)
     windows = sum(reader.windows for reader in readers)
     batches = -(-windows // config.eval_batch_size)
     if steps:
         batches = min(batches, steps)
     left = windows = min(windows, batches * config.eval_batch_size)
-    targets = 0
+    targets = longest = 0
     for reader in readers:
         taken = min(left, reader.windows)
         targets += reader.targets(taken)
+        longest = max(longest, reader.targets(min(taken, 1)))
         left -= taken
-    return EvalSize(windows, batches, targets)
+    return EvalSize(windows, batches, targets, longest)
 
 
 def _eval_readers(config):

@@ -7,19 +7,8 @@ import re
 import sys
 
 from configs import flags
-from configs.command_line import log_to_stderr, quiet_libraries, status_of
+from configs.command_line import set_loudness, status_of
 from configs.errors import UserError
-
-
-def set_up_logging(quiet, verbose):
-    """Own messages to stderr; TensorFlow's only if asked for. Comes before its import."""
-    from configs import progress
-
-    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    log_to_stderr(level)
-    progress.tqdm.silent = quiet
-    if not verbose:
-        quiet_libraries()
 
 
 def read_prompt(prompt):
@@ -59,6 +48,8 @@ def read_text(path, flag):
         raise UserError(f"{flag} {path}: no UTF-8 text ({error})") from error
     except tf.errors.NotFoundError as error:
         raise UserError(f"{flag} {path}: no such file") from error
+    except tf.errors.FailedPreconditionError as error:
+        raise UserError(f"{flag} {path}: is a directory; give a file") from error
 
 
 def predict(config, args, tpu=None):
@@ -144,6 +135,9 @@ def join(config, args):
 
     found = cluster.of_flags(args.cluster, args.worker, args.allow_remote, os.environ)
     if found is None:
+        for name in ("wait_for_workers", "allow_remote"):
+            if getattr(args, name):
+                raise UserError(f"--{name}: there is no cluster; give --cluster FILE, or TF_CONFIG")
         return None
     from mesh.cluster import Hosts
 
@@ -229,7 +223,7 @@ def run_job(args):
 def main(argv=None):
     """Runs the command line; returns its exit status."""
     args = flags.parse(argv)
-    set_up_logging(args.quiet, args.verbose)
+    set_loudness(args.quiet, args.verbose)
     return status_of(run_job, args, debug=args.debug)
 
 

@@ -96,6 +96,12 @@ def parse_args(argv=None):
                 f"the {len(args.texts)} --texts, or one for each of them at each of the "
                 f"{len(args.sizes)} --sizes: {wanted}")
     args.steps *= wanted // len(args.steps)
+    for name in ("seeds", "teachers", "jobs", "evaluations", "pictures", "checked"):
+        if getattr(args, name) < 1:
+            p.error(f"--{name} must be at least 1")
+    for name in ("texts", "steps"):
+        if min(getattr(args, name)) < 1:
+            p.error(f"--{name} must be at least 1")
     if args.quick:
         args.pictures, args.texts = min(args.pictures, 1000), [min(n, 200) for n in args.texts]
         args.seeds, args.checked = 1, min(args.checked, 50)
@@ -113,6 +119,32 @@ class Experiment:
         self.args = args
         self.out, self._data = os.path.abspath(args.out), os.path.abspath(args.data)
         self.stages = Stages(self.out)
+
+    def check_settings(self):
+        """Refuses to go on from what was made with other settings, and keeps these.
+
+        More seeds, teachers, sizes, rows and fewer texts are no others: what is there serves them.
+
+        Raises:
+          SystemExit: names the first setting that differs.
+        """
+        args = self.args
+        settings = {"data": self._data, "texts": max(args.texts), **{name: getattr(args, name)
+                    for name in ("pictures", "checked", "facts", "quick", "set_clip",
+                                 "set_student", "set_text")}}
+        path = self.run_path("settings.json")
+        if os.path.exists(path):
+            with open(path) as file:
+                before = json.load(file)
+            for name, value in settings.items():
+                if before[name] != value:
+                    raise SystemExit(f"--{name} {value}: {self.out} was made with {before[name]}; "
+                                     "give that, or another --data and --out")
+            if not os.path.exists(self.path("world")):
+                raise SystemExit(f"{self._data}: is gone, which {self.out} was made with; remove "
+                                 "that too, or give another --out")
+        with open(path, "w") as file:
+            json.dump(settings, file, indent=1)
 
     def path(self, *parts):
         """A path below the data's directory."""
@@ -307,6 +339,7 @@ def main(argv=None):
     """Runs what is missing, then writes the table and the picture."""
     args, started = parse_args(argv), time.monotonic()
     experiment = Experiment(args)
+    experiment.check_settings()
     experiment.make_data()
     experiment.make_students()
     experiment.make_language_models()

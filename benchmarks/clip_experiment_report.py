@@ -45,6 +45,9 @@ PROBES = {
     "size_smaller": ("smaller than", 3, "size_smaller_world", "acc"),
     "combinations": ("held-out combinations: accuracy", 3, "combinations", "acc"),
 }
+# Of what a student's last evaluation says, of prefixes of windows and past the window.
+STUDENTS = {"cosine": "cosine of centred targets", "r2": "R²",
+            "uncentred_cosine": "uncentred cosine", "mean_vector_cosine": "that of the mean vector"}
 # Those whose words are told or untold have a figure of the untold ones, under this ending.
 UNTOLD = "_untold"
 
@@ -58,6 +61,7 @@ def write(args, out):
         json.dump(results, file, indent=1)
     text = "\n\n".join(table(args, results, size, number)
                        for size in args.sizes for number in args.texts)
+    text += f"\n\n{students(out)}"
     with open(os.path.join(out, "results.md"), "w") as file:
         file.write(text + "\n")
     draw(args, results, os.path.join(out, "results.png"))
@@ -95,9 +99,29 @@ def table(args, results, size, number):
                        for name, (_, digits, _) in FIGURES.items())])
     parts = [f"### {size}, {number} texts, {args.seeds} seed{'s' * (args.seeds > 1)}",
              markdown.table(heads, rows), _probes(args, results, size, number)]
-    parts += [change for other in ("gpt", *CONTROLS)
-              for change in [_change(args, results, size, number, "gptc", other)] if change]
+    pairs = [*(("gptc", other) for other in ("gpt", *CONTROLS)),
+             ("gptc_input", "gptc_input_random")]
+    parts += [change for pair in pairs
+              for change in [_change(args, results, size, number, *pair)] if change]
     return "\n\n".join(parts)
+
+
+def students(out):
+    """Markdown of how well the students say what their teachers do, inside and past the window."""
+    rows = []
+    for name in sorted(os.listdir(out)):
+        path = os.path.join(out, name, "metrics.jsonl")
+        if not name.startswith("student") or not os.path.exists(path):
+            continue
+        with open(path) as file:
+            last = [json.loads(line) for line in file][-1]
+        if "r2_beyond" not in last:  # a student of texts alone has no teacher
+            continue
+        missed = [1 - last[f"r2_{part}"] for part in ("beyond", "windows")]
+        rows.append([f"`{name}`", *(f"{last[f'{score}_windows']:.3f}, {last[f'{score}_beyond']:.3f}"
+                                    for score in STUDENTS), f"{missed[0] / missed[1]:.2f}"])
+    return markdown.table(["inside, past the window", *STUDENTS.values(), "1 − R² past : inside"],
+                          rows)
 
 
 def _probes(args, results, size, number):
@@ -147,27 +171,33 @@ def _change(args, results, size, number, first, second):
 
 
 def draw(args, results, path):
-    """Bars of validation loss, accuracy and the loss on answers, with each seed as a dot."""
+    """Bars of losses and accuracy, with each seed as a dot.
+
+    Losses of tokens are of one tokenizer alone; bits per byte compare all.
+    """
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     groups = [(size, number) for size in args.sizes for number in args.texts]
-    shown = ("validation", "answers", "accuracy")
+    shown = ("bits_per_byte", "heldout", "validation", "answers", "accuracy")
+    other = {"validation": ["gpt_bytes"]}
     figure, axes = pyplot.subplots(len(groups), len(shown), squeeze=False,
                                    figsize=(4.5 * len(shown), 0.45 * len(args.rows) * len(groups)
                                             + 1.5))
     for line, (size, number) in zip(axes, groups, strict=True):
         for axis, name in zip(line, shown, strict=True):
-            for place, row in enumerate(args.rows):
+            rows = [row for row in args.rows if row not in other.get(name, ())]
+            for row in rows:
+                place = args.rows.index(row)
                 values = [run[name] for run in of(results, row, size, number)]
                 axis.barh(place, statistics.mean(values), color="0.8")
                 axis.plot(values, [place] * len(values), "o", color="C0", markersize=4)
             axis.set_yticks(range(len(args.rows)),
                             [clip_experiment.ROWS[row][0] for row in args.rows]
                             if name == shown[0] else [""] * len(args.rows))
-            axis.invert_yaxis()
-            every = [run[name] for row in args.rows for run in of(results, row, size, number)]
+            axis.set_ylim(len(args.rows) - 0.5, -0.5)
+            every = [run[name] for row in rows for run in of(results, row, size, number)]
             margin = 0.15 * (max(every) - min(every)) or 0.1
             axis.set_xlim(min(every) - margin, max(every) + margin)
             axis.set_title(f"{FIGURES[name][0]} ({size}, {number} texts)", fontsize=9)

@@ -39,8 +39,9 @@ from training import preflight, proxies, search_layouts  # noqa: E402
 
 HEADS = ("Config", "Slice", "Mesh", "Layers compiled", "Memory, GiB", "Step, s", "Tokens/s", "MFU",
          "Collectives, GB", "Input, of the step")
-# Input goes to each of a host's eight cores. PCIe 3.0 with 16 lanes has twice this rate.
-CORES_OF_A_HOST, HOST_RATE = 8, 8e9
+# Input goes from the first host to the others, and from each to its eight cores. Bytes a second;
+# PCIe 3.0 with 16 lanes has twice this rate, and a virtual machine's network as well.
+CORES_OF_A_HOST, HOST_RATE, NETWORK_RATE = 8, 8e9, 2e9
 SHAPES = {"ours": contextlib.nullcontext, "gpt_neo": gpt_neo_shape.applied}
 
 
@@ -92,13 +93,18 @@ def row(name, config, tpu, step):
     _, specs = proxies.facts_and_specs(config)
     given = sum(spec.shape.num_elements() * spec.dtype.size for spec in specs.values())
     said = {"config": name, "slice": tpu.name, "mesh_shape": config.mesh_shape,
-            "layout": config.layout, "n_layer": config.n_layer, "input_bytes": given,
-            "input_seconds": given * CORES_OF_A_HOST / HOST_RATE}
+            "layout": config.layout, "n_layer": config.n_layer, "input_bytes": given}
     if isinstance(found, compiler.TooLarge):
         return {**said, "fits": False, "hbm_gib": found.needed and found.needed / 2**30,
                 "step_seconds": None}
     return {**said, "links_seconds": found.seconds["links"],
             **preflight.figures(found, config, tpu)}
+
+
+def input_seconds(said):
+    """How long it takes to give every core its copy of the batch of a row."""
+    others = -(-tpus.find(said["slice"]).cores // CORES_OF_A_HOST) - 1
+    return said["input_bytes"] * (CORES_OF_A_HOST / HOST_RATE + others / NETWORK_RATE)
 
 
 def cells(said):
@@ -116,7 +122,7 @@ def cells(said):
             f"{said['step_seconds']:.3g}", f"{said['tokens_per_second']:,.0f}",
             f"{said['mfu']:.1%}".replace("%", " %"),
             ", ".join(f"{axes} {size:.2f}" for axes, size in moved.items()),
-            f"{said['input_seconds'] / said['step_seconds']:.2%}".replace("%", " %")]
+            f"{input_seconds(said) / said['step_seconds']:.2%}".replace("%", " %")]
 
 
 def read(path):

@@ -7,7 +7,7 @@ For each tower: seconds for the embeddings of all prefixes of a window of 75 tok
   padded       75 passes of `embed`, each prefix filled up to the context of 77, as gpt-c does it;
   trimmed      75 passes of just the prefix, its start and its end.
 Trimmed passes are timed at some lengths and added up by the trapezoidal rule. Weights are random.
-The last line of stdout is JSON.
+The tower `tiny` is for trying this script. The last line of stdout is JSON.
 """
 
 import argparse
@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TOWERS = {
     "ViT-B/32 text, batch 1": ({}, 1),
     "128 wide, 4 layers, batch 8": ({"width": 128, "layers": 4, "heads": 2, "out": 64}, 8),
+    "tiny": ({"width": 32, "layers": 1, "heads": 2, "out": 8}, 2),
 }
 TRIMMED_LENGTHS = (1, 20, 38, 57, 75)
 
@@ -118,11 +119,14 @@ def measure(keys, batch, repeats):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--towers", nargs="+", choices=TOWERS, default=list(TOWERS)[:2],
+                        metavar="NAME", help=f"of {', '.join(TOWERS)} (the first two)")
     parser.add_argument("--repeats", type=int, default=5, help="timings of each way (default 5)")
     args = parser.parse_args()
     found = {}
     print(f"{'':30}{'two-stream':>12}{'padded':>16}{'trimmed':>16}{'difference':>12}")
-    for name, (keys, batch) in TOWERS.items():
+    for name in args.towers:
+        keys, batch = TOWERS[name]
         r = found[name] = measure(keys, batch, args.repeats)
         print(f"{name:30}{r['two_stream_seconds']:10.4f} s"
               f"{r['padded_seconds']:8.2f} s {r['padded_ratio']:4.0f}×"

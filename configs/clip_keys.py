@@ -71,7 +71,8 @@ class ClipKeys(Keys):
         ["last"], description='Whose output is supervised: "last" is the final norm\'s, 1 the '
                               "first block's; or a list of these, whose losses are averaged.")
     weight: float = Field(
-        0.05, ge=0, description="Weight of the supervision in the loss; with 0 it is not built.")
+        0.05, ge=0, description="Weight of the supervision in the loss; with 0 it is not built. A "
+                                "run of a few hundred steps needs more, 0.2 for example.")
     weight_warmup: int = Field(
         0, ge=0, description="Steps over which the weight rises to its value.")
     weight_end: int | None = Field(
@@ -114,6 +115,9 @@ KEYS_OF = {
     "gpt_c": ("student", "mode", "loss", "layer", "weight", "weight_warmup", "weight_end",
               "target", "samples", "temperature", "control", "probe_words"),
 }
+
+# Those of a GPT-C whose loss is supervised.
+_OF_LOSS = tuple(key for key in KEYS_OF["gpt_c"] if key not in ("student", "mode"))
 
 # Those of a student that learns from texts alone.
 _TEXT_ONLY_KEYS = ("out", "window", "control")
@@ -203,6 +207,16 @@ def _check_gpt_c(config: Any) -> None:
     clip = config.clip
     if not clip.student:
         raise UserError("clip.student: missing; give the model_path of a clip_student run")
+    if clip.mode == "input":
+        for key in _OF_LOSS:
+            # A run's own config.json names all keys.
+            if getattr(clip, key) != ClipKeys.model_fields[key].get_default(
+                    call_default_factory=True):
+                raise UserError(f'clip.{key}: belongs to the supervision of clip.mode "loss"; '
+                                'with "input" there is none; remove it')
+    if not clip.layer or len(set(clip.layer)) < len(clip.layer):
+        raise UserError(f'clip.layer: {clip.layer} must name at least one layer, and each once, '
+                        'such as ["last", 2]')
     for layer in clip.layer:
         if layer != "last" and not 1 <= layer <= config.n_layer:
             raise UserError(f"clip.layer: {layer} is neither \"last\" nor one of the blocks 1 … "

@@ -47,8 +47,10 @@ def read(path: str | None, environment: dict[str, str]) -> Cluster | None:
     if not isinstance(jobs, dict):
         raise UserError("TF_CONFIG: cluster: must be {\"worker\": [\"host:port\", …]}")
     chiefs = jobs.get("chief", [])
+    if not isinstance(chiefs, list):
+        raise UserError('TF_CONFIG: cluster: chief: must be a list of "host:port"')
     others = {name: hosts for name, hosts in jobs.items() if name != "chief"}
-    if isinstance(chiefs, list) and isinstance(others.get("worker"), list):
+    if isinstance(others.get("worker"), list):
         others["worker"] = chiefs + others["worker"]
     return _cluster(others, "TF_CONFIG", _index(given.get("task"), chiefs))
 

@@ -49,6 +49,23 @@ def log_to_stderr(level: int) -> None:
     logging.getLogger().handlers[0].setFormatter(Formatter("%(message)s"))
 
 
+def add_loudness(parser: Any) -> None:
+    """Adds --quiet and --verbose, of which a command takes one."""
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="only warnings, errors and results")
+    loudness.add_argument("--verbose", action="store_true", help="also TensorFlow's own messages")
+
+
+def set_loudness(quiet: bool, verbose: bool) -> None:
+    """Own messages and bars to stderr; TensorFlow's only if asked for. Comes before its import."""
+    from configs import progress
+
+    log_to_stderr(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    progress.tqdm.silent = quiet
+    if not verbose:
+        quiet_libraries()
+
+
 def quiet_libraries() -> None:
     """Keeps TensorFlow's and Google's own messages from stderr. Comes before their import."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

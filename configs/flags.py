@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from configs import old_flags
-from configs.command_line import Parser
+from configs.command_line import Parser, add_loudness
 
 DESCRIPTION = ("Trains, evaluates and samples language models: flags, then a checked config, then "
                "one job.")
@@ -38,7 +38,8 @@ GOES_WITH = {
     "checkpoint": {"eval", "export", "predict"},
     "skip_corrupt": {"check_dataset", "dry_run", "eval", "print_config", "train"},
     "diff": {"print_config"},
-    "new": {"import_from", "train"},
+    **dict.fromkeys(("new", "yes"), {"import_from", "train"}),
+    "model_path": {"train", *JOBS} - {"report"},
     **dict.fromkeys(("recreate_tpu", "tpu"), {"eval", "predict", "sweep", "train"}),
     "out": {"report"},
     "wandb": {"train"},
@@ -225,9 +226,7 @@ def make_parser() -> Parser:
                        help="ask for prompts one after the other, with the weights read once")
 
     group = parser.add_argument_group("output")
-    loudness = group.add_mutually_exclusive_group()
-    loudness.add_argument("--quiet", action="store_true", help="only warnings, errors and results")
-    loudness.add_argument("--verbose", action="store_true", help="also TensorFlow's own messages")
+    add_loudness(group)
     group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     old_flags.add(parser)
     return parser
@@ -293,7 +292,9 @@ def _check_values(parser, args):
         parser.error("argument --tpu: does not go with --gpu_ids")
     elif args.recreate_tpu is not None and (args.tpu == "local" or "://" in args.tpu):
         parser.error("argument --recreate_tpu: --tpu must be a name in Google Cloud")
+    for name in ("cluster", "worker", "wait_for_workers", "allow_remote"):
+        if args.tpu is not None and getattr(args, name) is not parser.get_default(name):
+            parser.error(f"argument --{name}: does not go with --tpu")
     if args.cluster is not None:
-        for name in ("tpu", "gpu_ids"):
-            if getattr(args, name):
-                parser.error(f"argument --cluster: does not go with --{name}")
+        if args.gpu_ids:
+            parser.error("argument --cluster: does not go with --gpu_ids")

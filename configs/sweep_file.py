@@ -58,7 +58,7 @@ class Sweep(pydantic.BaseModel):
                                         "all.")
     score: str = pydantic.Field("eval_loss", description="What of a run's JSON summary counts.")
     goal: Literal["minimize", "maximize"] = "minimize"
-    seed: int = pydantic.Field(0, ge=0)
+    seed: int = pydantic.Field(0, ge=0, lt=2**31)
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Sweep":

@@ -15,7 +15,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
+from configs.command_line import Parser, add_loudness, set_loudness, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
 SMALL_INPUT = 1 << 22  # bytes: less than this is encoded sooner than processes start
@@ -68,6 +68,7 @@ def parser():
     run.add_argument("--processes", type=int, default=0, help="0, the default: one a core")
     run.add_argument("--checkpoint_seconds", type=float, default=60.0,
                      help="how often to store what a restart goes on from (default 60)")
+    add_loudness(p)
     return p
 
 
@@ -149,7 +150,8 @@ def write_shards(args, paths, sizes, encoder, output, settings, state):
     from batches import read_batches, reading_order
     from encoding import SPLITS, encode_in_order
     from shards import SplitWriter
-    from tqdm import tqdm
+
+    from configs.progress import tqdm
     job = make_job(args, encoder.spec, settings["separator"])
     state = state or {"begin": [0, 0], "totals": None, "splits": {}}
     totals = Totals(state["totals"])
@@ -168,7 +170,7 @@ def write_shards(args, paths, sizes, encoder, output, settings, state):
     checkpoint(state["begin"])  # from here on what is in the directory is known to be this run's
     began = last = time.monotonic()
     batches = read_batches(args, paths, state["begin"])
-    with tqdm(total=sum(sizes), initial=done, unit="B", unit_scale=True, disable=None) as bar:
+    with tqdm(total=sum(sizes), initial=done, unit="B", unit_scale=True) as bar:
         for batch, result in encode_in_order(job, encoder, batches, processes_for(args, sizes)):
             totals.add(batch, result)
             for split, writer in writers.items():
@@ -240,7 +242,7 @@ def run(args):
 def main(argv=None):
     """Runs the command line; returns the exit status."""
     args = parser().parse_args(argv)
-    quiet_libraries()
+    set_loudness(args.quiet, args.verbose)
     return status_of(run, args,
                      stopped="stopped; the same command goes on from the last checkpoint")
 

@@ -13,7 +13,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
+from configs.command_line import Parser, add_loudness, set_loudness, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
 _GPT2 = "https://openaipublic.blob.core.windows.net/gpt-2"
@@ -55,6 +55,7 @@ def parser():
                    "any file system that TensorFlow knows, such as gs://")
     p.add_argument("--url", help="any other file to fetch")
     p.add_argument("--sha256", metavar="HEX", help="its checksum")
+    add_loudness(p)
     return p
 
 
@@ -106,7 +107,7 @@ def download(args):
 def main(argv=None):
     """The program; a user's mistake is one line and exit status 2."""
     args = parser().parse_args(argv)
-    quiet_libraries()
+    set_loudness(args.quiet, args.verbose)
     return status_of(download, args, stopped="interrupted; the same command goes on from here")
 
 

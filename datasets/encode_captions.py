@@ -18,7 +18,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
+from configs.command_line import Parser, add_loudness, set_loudness, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
 PROBLEMS_SHOWN = 20
@@ -50,6 +50,7 @@ def parser():
                      help="write a dataset config: a .json, or a name in configs/datasets/ "
                      "(default NAME)")
     out.add_argument("--overwrite", action="store_true", help="replace what another run left")
+    add_loudness(p)
     return p
 
 
@@ -175,10 +176,10 @@ def make(args):
     from output import Output, encoder_from_anywhere, from_anywhere
     from picture_source import Pictures
     from shards import SplitWriter
-    from tqdm import tqdm
 
     import encoders
     from configs import dataset_files
+    from configs.progress import tqdm
     inputs = find_inputs(args)
     encoder = encoders.load(encoder_from_anywhere(args.encoder))
     group = group_of(args, inputs["train"])
@@ -199,7 +200,7 @@ def make(args):
     pictures = Pictures(encoder, args.on_error == "skip")
     writers = {split: SplitWriter(directory, args.name, split, 0, args.files_per, encoder.hash)
                for split in inputs}
-    with tqdm(unit=" pictures", disable=None) as bar:
+    with tqdm(unit=" pictures") as bar:
         for split, writer in writers.items():
             write_split(pictures, split, inputs[split], group, writer, bar)
     if config_path is not None:
@@ -220,7 +221,7 @@ def run(args):
 def main(argv=None):
     """Runs the command line; returns the exit status."""
     args = parser().parse_args(argv)
-    quiet_libraries()
+    set_loudness(args.quiet, args.verbose)
     return status_of(run, args, stopped="stopped; the same command begins again")
 
 

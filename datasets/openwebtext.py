@@ -15,7 +15,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
+from configs.command_line import Parser, add_loudness, set_loudness, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
 SMALL_INPUT = 1 << 20  # bytes: less than this is done sooner than processes start
@@ -52,6 +52,7 @@ def parser():
     run_group.add_argument("--processes", type=int, default=0, help="0, the default: one a core")
     run_group.add_argument("--checkpoint_seconds", type=float, default=60.0,
                            help="how often to store what a restart goes on from (default 60)")
+    add_loudness(p)
     return p
 
 
@@ -99,7 +100,8 @@ def write_shards(args, files, settings, state, paths, sizes):
     from openwebtext_reading import read_batches, texts_in_order
     from openwebtext_text import Job
     from seen_keys import SeenKeys
-    from tqdm import tqdm
+
+    from configs.progress import tqdm
     state = state or {"begin": [0, 0], "counts": None, "writer": None, "keys": 0}
     job = Job(args.minimum_size, args.maximum_size, args.ftfy, args.whole_pages)
     counts = Counts(args.on_error == "skip", state["counts"])
@@ -116,8 +118,8 @@ def write_shards(args, files, settings, state, paths, sizes):
     processes = args.processes or (1 if sum(sizes) < SMALL_INPUT else os.cpu_count())
     batches = read_batches(paths, sizes, state["begin"], args.maximum_size)
     last = time.monotonic()
-    with tqdm(total=sum(sizes), initial=sum(sizes[:state["begin"][0]]), unit="B", unit_scale=True,
-              disable=None) as bar:
+    with tqdm(total=sum(sizes), initial=sum(sizes[:state["begin"][0]]), unit="B",
+              unit_scale=True) as bar:
         for batch, result in texts_in_order(job, batches, processes):
             for document in result.documents:
                 if counts.kept(document, seen.add(document.key)):
@@ -161,7 +163,7 @@ def run(args):
 def main(argv=None):
     """Runs the command line; returns the exit status."""
     args = parser().parse_args(argv)
-    quiet_libraries()
+    set_loudness(args.quiet, args.verbose)
     return status_of(run, args,
                      stopped="stopped; the same command goes on from the last checkpoint")
 

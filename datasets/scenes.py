@@ -23,7 +23,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
+from configs.command_line import Parser, add_loudness, set_loudness, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
 SPLITS = ["train", "val", "heldout"]
@@ -66,6 +66,7 @@ def parser():
     p.add_argument("--files_per", type=int, default=10000, metavar="RECORDS",
                    help="records a shard (default %(default)s)")
     p.add_argument("--overwrite", action="store_true", help="replace what another run left")
+    add_loudness(p)
     return p
 
 
@@ -258,7 +259,8 @@ def run(args):
     from scenes_cloze import items
     from scenes_groups import GROUP
     from scenes_text import combination_items, story_items
-    from tqdm import tqdm
+
+    from configs.progress import tqdm
     directory = Directory(args.out, args.overwrite)
     encode_png = PngEncoder()
     made = {"pictures": {}, "texts": {}, "cloze": {}, "statements": {}, "stories": {}, "probes": {}}
@@ -266,7 +268,7 @@ def run(args):
             args, directory, split, encode_png, bar)),
                         ("texts", lambda split, bar: write_texts(args, directory, split, bar))):
         total = sum(count(args, split, what) for split in SPLITS)
-        with tqdm(total=total, desc=what, unit=f" {what}", disable=None) as bar:
+        with tqdm(total=total, desc=what, unit=f" {what}") as bar:
             for split in SPLITS:
                 made[what][split] = write(split, bar)
     made["captions_train"] = write_captions(args, directory)
@@ -301,7 +303,7 @@ def run(args):
 def main(argv=None):
     """Runs the command line; returns the exit status."""
     args = parser().parse_args(argv)
-    quiet_libraries()
+    set_loudness(args.quiet, args.verbose)
     return status_of(run, args, stopped="stopped; what was written is no whole world: give "
                      "--overwrite to begin again")
 

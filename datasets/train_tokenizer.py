@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from configs.command_line import Parser, quiet_libraries, status_of  # noqa: E402
+from configs.command_line import Parser, add_loudness, set_loudness, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
 EOS, UNKNOWN = "<|endoftext|>", "<unk>"
@@ -44,6 +44,7 @@ def parse_args(argv=None):
                         help="refuse documents, and .json files, that unpack to more (default: "
                              "%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    add_loudness(parser)
     return parser.parse_args(argv)
 
 
@@ -62,10 +63,10 @@ class Corpus:
         self.sample = []
 
     def __iter__(self):
-        from tqdm import tqdm
+        from configs.progress import tqdm
 
         share = SAMPLE_CHARS // len(self._files) + 1  # of each file, so that all kinds count
-        with tqdm(unit="B", unit_scale=True, desc="reading", disable=None) as bar:
+        with tqdm(unit="B", unit_scale=True, desc="reading") as bar:
             for file in self._files:
                 taken = 0
                 for text in self._documents(file):
@@ -234,7 +235,7 @@ def report(encoder, sample, asked):
 def main(argv=None):
     """The program; a user's mistake is one line and exit status 2."""
     args = parse_args(argv)
-    quiet_libraries()
+    set_loudness(args.quiet, args.verbose)
     from records import retrying
 
     return status_of(retrying.call, args.out, train, args)

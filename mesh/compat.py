@@ -35,7 +35,7 @@ with warnings.catch_warnings():
             tensor_conversion_registry.register_tensor_conversion_function)
 
     import mesh_tensorflow as mtf
-    from tensorflow_estimator.python.estimator.tpu import error_handling
+    from tensorflow_estimator.python.estimator.tpu import error_handling, tpu_estimator
 
 __all__ = ["auto_mtf", "mtf", "tf", "no_recovery", "quiet_xla", "tpu_client", "tpu_loops"]
 
@@ -129,6 +129,23 @@ def _read_variables_once():
 
 
 _read_variables_once()
+
+
+def _leave_interruptions_to_us():
+    """Takes from TPUEstimator what it does by itself when a run on TPUs is cut off.
+
+    Before a worker is serviced it would save the masters, which are older than the step that it
+    writes down; where a TPU is preempted it would end the process without a word, or with a
+    traceback where the TPU is gone; and it gives SIGINT its first meaning back in each loop.
+    """
+    os.environ["TF_TPU_GRACEFUL_SHUTDOWN_MODE"] = ""
+    tpu_estimator._check_add_preemption_hook = lambda cluster: False
+    for name in ("before_run", "end"):
+        setattr(tpu_estimator.InstallSignalHandlerHook, name,
+                getattr(tf.train.SessionRunHook, name))
+
+
+_leave_interruptions_to_us()
 
 
 def auto_mtf():

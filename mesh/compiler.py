@@ -5,14 +5,11 @@ libtpu takes gigabytes, and what it cannot do may end the process. On Linux it e
 that started it, whatever that was killed by.
 """
 
-import ctypes
 import json
 import signal
 import sys
 
-from mesh import pjrt
-
-_DIE_WITH_PARENT = 1  # prctl(2), PR_SET_PDEATHSIG
+from mesh import pjrt, processes
 
 
 def main(topology_name, cores, program, answer):
@@ -36,12 +33,6 @@ def main(topology_name, cores, program, answer):
     answer.write(json.dumps(facts).encode() + b"\n" + optimized)
 
 
-def _end_with_parent():
-    """Has the kernel kill this process, which may compile for minutes, when its parent is gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
-
-
 if __name__ == "__main__":
-    _end_with_parent()
+    processes.end_with_parent(signal.SIGKILL)  # it may compile for minutes
     main(sys.argv[1], int(sys.argv[2]), sys.stdin.buffer.read(), sys.stdout.buffer)

@@ -194,7 +194,11 @@ def ahead_mesh_impl(config, torus_shape=None):
 
 def tpu_mesh_impl(config, assignment):
     """The mtf mesh implementation of TPU cores; `assignment` is TPUEstimator's of devices."""
-    order = torus.order(config.mesh, [int(n) for n in assignment.topology.mesh_shape])
+    shape = [int(n) for n in assignment.topology.mesh_shape]
+    # TensorFlow numbers replicas in rings where a chip has one core.
+    replica = {tuple(map(int, assignment.coordinates(number, 0))): number
+               for number in range(assignment.num_replicas)}
+    order = [replica[torus.place(core, shape)] for core in torus.order(config.mesh, shape)]
     return SimdMesh(*_mesh(config), device_assignment=assignment, logical_to_physical=order)
 
 

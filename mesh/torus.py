@@ -8,10 +8,10 @@ from mesh.compat import mtf, tf
 def order(mesh, shape):
     """The core of each position of the mesh: a permutation of the cores' numbers.
 
-    Cores are numbered as TPUEstimator assigns them, and mesh/pjrt.py lists them: along a chip, then
-    along x, y and z. Mesh Tensorflow's own choice is taken where it has one, for slices whose sides
-    are powers of two: the mesh's last dimensions lie in compact tiles, and its first runs around
-    the torus from tile to tile. Otherwise the order is that of the cores.
+    Cores are numbered as mesh/pjrt.py lists them: see `place`. Mesh Tensorflow's own choice is
+    taken where it has one, for slices whose sides are powers of two: the mesh's last dimensions lie
+    in compact tiles, and its first runs around the torus from tile to tile. Otherwise the order is
+    that of the cores.
 
     Args:
       mesh: [(name, size)] of a config.
@@ -28,3 +28,10 @@ def order(mesh, shape):
     flat = simd.physical_shape_3d_from_topology_proto_4d(list(shape))
     places = simd.auto_logical_to_physical_tpu(sizes, flat, return_coordinates=True)
     return [(row * flat[1] + column) * on_chip + core for row, column, core in places]
+
+
+def place(core, shape):
+    """(x, y, z, core on the chip) of a core: they are numbered along a chip, then x, y and z."""
+    x, y, _, on_chip = shape
+    chip, on = divmod(core, on_chip)
+    return chip % x, chip // x % y, chip // (x * y), on

@@ -34,6 +34,7 @@ class StudentSizes:
     window: int = 75
     rotary_dims: int = 32
     activation: str = "quick_gelu"
+    epsilon: float = 1e-5
 
 
 class Student:
@@ -52,7 +53,7 @@ class Student:
         self.out = mtf.Dimension("clip_out", sizes.out)
         self.blocks = clip.transformer(
             self.embd, sizes.heads, mtf.Dimension("clip_intermediate", 4 * sizes.width),
-            sizes.layers, sizes.activation, 1e-5, "clip", recompute)
+            sizes.layers, sizes.activation, sizes.epsilon, "clip", recompute)
 
     def outputs(self, ctx, tokens):
         """What the student says at each token.
@@ -125,7 +126,7 @@ class Student:
         with tf.variable_scope(self.scope, reuse=tf.AUTO_REUSE):
             for layer in range(sizes.layers):
                 x = self.blocks(ctx, x, layer, attend)
-            x = layers.layer_norm(ctx, x, self.embd, "norm_f", 1e-5)
+            x = layers.layer_norm(ctx, x, self.embd, "norm_f", sizes.epsilon)
             return layers.dense(ctx, x, [self.embd], [self.out], "projection",
                                 sizes.width ** -0.5)
 

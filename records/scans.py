@@ -63,9 +63,25 @@ def _read_scan(place):
     with tf.io.gfile.GFile(place) as file:
         try:
             content = json.loads(file.read())
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
-    return content.get("shards", {}) if content.get("format") == SCAN_FORMAT else {}
+    if not isinstance(content, dict) or content.get("format") != SCAN_FORMAT:
+        return {}
+    shards = content.get("shards")
+    return {name: entry for name, entry in shards.items() if _is_kept(entry)
+            } if isinstance(shards, dict) else {}
+
+
+def _is_kept(entry):
+    """Whether a value, which a stranger may have written, has the form of a shard's facts."""
+    names = {field.name for field in dataclasses.fields(Shard)} - {"path"}
+    return (isinstance(entry, dict) and set(entry) == names
+            and isinstance(entry["index"], list) and all(
+                isinstance(pair, list) and len(pair) == 2 for pair in entry["index"])
+            and all(value is None or type(value) is int
+                    for name, value in entry.items() if name != "index")
+            and None not in (entry[name] for name in ("size", "records", "tokens", "shortest",
+                                                      "longest")))
 
 
 def _keep_scan(places, shards):

@@ -13,6 +13,7 @@ has imported it all and run nothing, so that a start is cheap.
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import pathlib
@@ -244,16 +245,20 @@ def compare(directory):
 class Case:
     """A kind of run on a mesh, and how often it was killed so far, in a directory of its own.
 
+    Args:
+      kind, mesh: which. out: where it gets its directory. seed: of the moments.
+      first: the number of the first kill's kind of moment.
+
     Attributes:
       hit: a Counter of what the kills hit.
       done: whether its end was compared with the straight run's.
     """
 
-    def __init__(self, kind, mesh, out, seed):
+    def __init__(self, kind, mesh, out, seed, first=0):
         self.name, self._kind, self._mesh = f"{kind}, {mesh}", kind, mesh
         self._directory = os.path.join(out, "".join(
             letter if letter.isalnum() else "_" for letter in self.name))
-        self._log, self._seed = f"{self._directory}/log.txt", seed
+        self._log, self._seed, self._first = f"{self._directory}/log.txt", seed, first
         self._state = {"hit": {}, "tries": 0, "seconds": None, "whole": False, "done": False}
         if os.path.exists(self._path):
             with open(self._path) as file:
@@ -291,7 +296,7 @@ class Case:
             self._save()
         while self.hit.total() < kills and time.monotonic() < until:
             rng = random.Random(f"{self.name}:{self._seed}:{state['tries']}")
-            moment = MOMENTS[state["tries"] % len(MOMENTS)]
+            moment = MOMENTS[(state["tries"] + self._first) % len(MOMENTS)]
             flags = ("--new", "--yes") if state["whole"] or moment == "new" else ()
             clock = rng.uniform(0, state["seconds"]) if moment == "clock" else None
             status = wait(forked(train(broken, *flags, fault=fault_at(moment, rng)), self._log),
@@ -335,8 +340,9 @@ def main():
     args = parser.parse_args()
     started = time.monotonic()
     load()
-    cases = [Case(kind, mesh, args.out, args.seed)
-             for kind in args.kinds for mesh in args.meshes]
+    # Where the kills of a case are few, the next one begins at other moments.
+    cases = [Case(*case, args.out, args.seed, 2 * number) for number, case in enumerate(
+        itertools.product(args.kinds, args.meshes))]
     for number, case in enumerate(cases):
         kills = args.kills // len(cases) + (number < args.kills % len(cases))
         if not case.done and time.monotonic() < started + args.seconds:

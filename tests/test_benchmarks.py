@@ -8,6 +8,8 @@ import sys
 import pytest
 from tfrecord_runs import ROOT
 
+from benchmarks import scaling
+
 TINY = ["--size", "1x32x16", "--set", "train_batch_size=4"]
 
 
@@ -47,3 +49,44 @@ def test_what_a_student_costs():
     assert found["time_ratio"] > 0
     # The GPT-C's loss is the GPT's and something that the student adds.
     assert found["GPT-C"]["loss"] > found["GPT"]["loss"]
+
+
+@pytest.mark.slow
+def test_distillation_in_two_streams_is_that_of_separate_passes():
+    found, _ = run("distillation.py", "--windows", "1", "--layers", "1", "--width", "32",
+                   "--repeats", "1")
+    assert found["loss"] > 0 and found["loss_difference"] < 1e-5
+    assert found["weights_difference"] < 1e-4 and found["ratio"] > 1
+
+
+@pytest.mark.slow
+def test_all_prefixes_in_one_pass():
+    found, _ = run("two_stream.py", "--towers", "tiny", "--repeats", "1")
+    assert found["tiny"]["max_abs_difference"] < 1e-5 and found["tiny"]["padded_ratio"] > 1
+
+
+@pytest.mark.slow
+def test_memory_of_both():
+    pytest.importorskip("torch", reason="it is what ours is compared with")
+    found, _ = run("train_memory.py", "--size", "1x32x16", "--batch", "4", "--vocab", "65",
+                   "--steps", "1")
+    assert all(found[name]["peak_bytes"] > 50e6 for name in ("ours", "theirs"))
+
+
+@pytest.mark.slow
+def test_points_are_kept_and_axes_measured_one_by_one(tmp_path, monkeypatch, capsys):
+    sizes = {"layers": 1, "width": 64, "context": 16, "batch": 2, "vocabulary": 256, "mesh": 1}
+    monkeypatch.setattr(scaling, "BASE", sizes)
+    monkeypatch.setattr(scaling, "AXES", {"layers": [1], "batch": [2, 4]})
+    before = {"layers": [{**sizes, "seconds": 0.5, "predicted": 0.5}]}
+    (tmp_path / "scaling.json").write_text(json.dumps(before))
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--out", str(tmp_path), "--seconds", "0.1",
+                                      "--axes", "batch"])
+    scaling.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    small, large = found["batch"]
+    assert small["seconds"] == small["predicted"] > 0 and large["flops"] == 2 * small["flops"]
+    assert large["predicted"] == pytest.approx(2 * small["seconds"])
+    kept = json.loads((tmp_path / "scaling.json").read_text())
+    assert kept == {**before, "batch": found["batch"]}
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")

@@ -97,6 +97,46 @@ def test_every_row_asks_for_what_main_takes(tmp_path):
             assert found.clip.control == ("shuffled" if "shuffled" in row else "none")
 
 
+def test_it_does_not_go_on_from_what_had_other_settings(tmp_path):
+    def check(*flags):
+        clip_experiment.Experiment(clip_experiment.parse_args([
+            "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), *flags]),
+        ).check_settings()
+
+    check("--texts", "300", "600")
+    with pytest.raises(SystemExit, match="data: is gone, which .*out was made with"):
+        check()
+    (tmp_path / "data" / "world").mkdir(parents=True)
+    check("--texts", "200", "600", "--seeds", "5", "--teachers", "2", "--rows", "gpt")
+    for flags, words in ((["--facts", "0.5"], "--facts 0.5: .*out was made with 0.3"),
+                         (["--texts", "900"], "--texts 900: .*out was made with 600"),
+                         (["--set_clip", "lr=1"], "--set_clip .*lr=1"), (["--quick"], "--")):
+        with pytest.raises(SystemExit, match=words):
+            check(*flags)
+    check()
+
+
+@pytest.mark.parametrize("flag", ["seeds", "teachers", "jobs", "evaluations", "texts", "steps"])
+def test_numbers_of_nothing_are_refused(flag, capsys):
+    with pytest.raises(SystemExit):
+        clip_experiment.parse_args(["--data", "d", "--out", "o", f"--{flag}", "0"])
+    assert f"--{flag} must be at least 1" in capsys.readouterr().err
+
+
+def test_what_is_told_of_students(tmp_path):
+    """Those of texts alone have no teacher to be like."""
+    values = {f"{score}_{part}": number for score in ("cosine", "uncentred_cosine",
+                                                      "mean_vector_cosine")
+              for part, number in (("windows", 0.9), ("beyond", 0.75))}
+    for name, line in (("student", {**values, "r2_windows": 0.9, "r2_beyond": 0.85}),
+                       ("student_text", {"eval_loss": 1.0})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("{}\n" + json.dumps(line) + "\n")
+    _, _, row = clip_experiment_report.students(str(tmp_path)).splitlines()
+    both = "0.900, 0.750"
+    assert row == f"| `student` | {both} | 0.900, 0.850 | {both} | {both} | 1.50 |"
+
+
 def test_each_size_and_amount_of_texts_may_have_its_steps(capsys):
     def steps(*flags):
         args = clip_experiment.parse_args(["--data", "d", "--out", "o", *flags])

@@ -153,6 +153,7 @@ def test_bad_files(tmp_path, given, words):
 @pytest.mark.parametrize(("given", "words"), [
     ("{", "TF_CONFIG: no JSON"), ('{"cluster": 3}', "cluster: must be"),
     ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}}', "ps: no such key"),
+    ('{"cluster": {"worker": ["a:1"], "chief": "b:1"}}', "chief: must be a list"),
     ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "task: must be"),
     ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "no host 1")])
 def test_bad_tf_configs(given, words):

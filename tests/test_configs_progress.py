@@ -4,8 +4,7 @@ import io
 
 import pytest
 
-import main
-from configs import progress
+from configs import command_line, progress
 
 
 class Terminal(io.StringIO):
@@ -31,6 +30,6 @@ def test_terminals_alone_show_bars(capsys):
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_quiet_turns_them_off(monkeypatch, quiet):
-    monkeypatch.setattr(main.logging, "basicConfig", lambda **keys: None)
-    main.set_up_logging(quiet=quiet, verbose=True)
+    monkeypatch.setattr(command_line.logging, "basicConfig", lambda **keys: None)
+    command_line.set_loudness(quiet=quiet, verbose=True)
     assert (shown(Terminal()) == "") == quiet

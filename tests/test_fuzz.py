@@ -25,6 +25,7 @@ from configs.errors import UserError
 from encoders import files
 from interop import tensor_files, tf_checkpoints
 from records.shard import scan, walk
+from training import checkpoints, items
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
                                 "datasets"))
@@ -140,11 +141,13 @@ def test_tokenizers(tmp_path, edits, content, kind):
 def test_json_that_exhausts_a_parser(tmp_path, text):
     path = tmp_path / "t.json"
     path.write_text(text)
+    (tmp_path / "run.json").write_text(text)
     for read in (lambda: encoders.load(str(path)), lambda: tensor_files.read_json(str(path)),
                  lambda: Manifest.from_json(text, str(path)),
                  lambda: DatasetConfig.from_json(text, str(path)),
+                 lambda: items.read(str(path)), lambda: checkpoints.read_record(str(tmp_path)),
                  lambda: list(sources.documents(str(path)))):
-        with pytest.raises(UserError, match="t.json"):
+        with pytest.raises(UserError, match=r"(t|run)\.json"):
             read()
 
 

@@ -120,7 +120,7 @@ def test_evaluation_of_several_datasets_pads_each(tmp_path):
     tokens, valid = shards.take(inputs.eval_input_fn(config))
     assert valid.ravel().tolist() == [8, 8, 4, 8, 8, 8, 8, 8, 7, 0, 0, 0]
     assert tokens.reshape(-1, N + 1)[2].tolist() == [16, 17, 18, 19, 20, 0, 0, 0, 0]
-    assert inputs.eval_windows(config) == inputs.EvalSize(9, 3, 67)
+    assert inputs.eval_windows(config) == inputs.EvalSize(9, 3, 67, 8)
 
 
 def documents(tmp_path, mode, stitch, lengths, **keys):

@@ -127,9 +127,9 @@ def test_an_own_function_gives_the_rows(own):
     assert shards.rows(own, 0, 4).shape == (4, N + 1)
     tokens, valid = shards.take(inputs.eval_input_fn(own))
     assert tokens.shape == (3, 4, N + 1) and valid.reshape(-1).tolist() == [5] * 10 + [0] * 2
-    assert inputs.eval_windows(own) == inputs.EvalSize(10, 3, 50)
+    assert inputs.eval_windows(own) == inputs.EvalSize(10, 3, 50, 5)
     own.eval_steps = 2
-    assert inputs.eval_windows(own) == inputs.EvalSize(8, 2, 40)
+    assert inputs.eval_windows(own) == inputs.EvalSize(8, 2, 40, 5)
     facts = inputs.dataset_facts(own, "train")
     assert (facts.windows, facts.tokens, facts.n_vocab) == (None, None, 257)
     assert facts.datasets == ({"id": "counting"},)

@@ -17,4 +17,5 @@ def test_evaluations_leave_neither_open_files_nor_event_files(tmp_path):
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["evaluations"] == 4 and found["checkpoints"] == 3
     assert found["event_files"] == 2  # training's and evaluations'
+    assert found["mib_end"] < found["mib_quarter"] + 100
     assert found["files_end"] <= found["files_quarter"] + 1

@@ -65,7 +65,7 @@ def calls(monkeypatch):
         package, dot, attribute = name.partition(".")
         if dot:
             monkeypatch.setattr(importlib.import_module(package), attribute, module, raising=False)
-    monkeypatch.setattr(main, "set_up_logging", lambda quiet, verbose: None)
+    monkeypatch.setattr(main, "set_loudness", lambda quiet, verbose: None)
     return made
 
 
@@ -180,6 +180,12 @@ def test_print_config_into_a_closed_pipe_is_quiet(root):
     (["--model", "demo", "--steps_per_checkpoint", "0"], "--steps_per_checkpoint: must be"),
     (["--model", "demo", "--eval", "--predict"], "--predict: not allowed with argument --eval"),
     (["--model", "demo", "--eval", "--new"], "--new: belongs to --import_from and training"),
+    (["--model", "demo", "--eval", "--yes"], "--yes: belongs to --import_from and training"),
+    (["--model_path", "r", "--report", "runs/a"], "--model_path: does not go with --report"),
+    (["--model", "demo", "--tpu", "t", "--worker", "0"], "--worker: does not go with --tpu"),
+    (["--model", "demo", "--tpu", "t", "--allow_remote"], "--allow_remote: does not go with --tpu"),
+    (["--model", "demo", "--wait_for_workers"], "--wait_for_workers: there is no cluster; give"),
+    (["--model", "demo", "--predict", "--predict_file", "tests"], "tests: is a directory; give"),
     (["--model", "demo", "--quiet", "--verbose"], "not allowed with"),
     (["--model", "demo", "--wandb", ""], "--wandb: must not be empty"),
     (["--model", "demo", "--predict", "--prompt", "no/such.txt"], "no/such.txt: no such file"),
@@ -318,7 +324,8 @@ def test_interactive_starts_with_no_prompt(calls):
 # Loudness.
 
 def test_tensorflow_is_quiet_unless_asked(root):
-    code = ("import sys, main; main.set_up_logging(False, {verbose}); import logging, os, json;"
+    code = ("from configs import command_line; command_line.set_loudness(False, {verbose});"
+            "import logging, os, json, sys;"
             "import tensorflow.compat.v1 as tf; tf.logging.info('chatter'); logging.info('ours');"
             "print(json.dumps(os.environ.get('TF_CPP_MIN_LOG_LEVEL')))")
     env = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}

@@ -1,11 +1,13 @@
 """What mesh/compat.py changes in TensorFlow and mesh-tensorflow."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from tensorflow_estimator.python.estimator.tpu import tpu_estimator
 
 from mesh.compat import mtf, tf
 
@@ -64,3 +66,21 @@ def test_variables_are_resources_and_the_mesh_runs_them():
         variable = mtf.get_variable(mesh, "w", mtf.Shape([mtf.Dimension("rows", 2)]),
                                     initializer=tf.zeros_initializer()).operation
         assert variable.get_master().handle.dtype == tf.resource
+
+
+def test_interruptions_of_runs_on_tpus_are_left_to_us():
+    """TPUEstimator would set SIGINT back, end the process, and save what is older than its step."""
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver("local")
+    resolver._cloud_tpu_client.api_available = lambda: True
+    assert not tpu_estimator._check_add_preemption_hook(resolver)
+    assert os.environ["TF_TPU_GRACEFUL_SHUTDOWN_MODE"] == ""
+    before = signal.signal(signal.SIGINT, ours := lambda *_: None)
+    try:
+        hook = tpu_estimator.InstallSignalHandlerHook()
+        hook.before_run(None)
+        assert signal.getsignal(signal.SIGINT) is ours
+        signal.signal(signal.SIGINT, before)
+        hook.end(None)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -89,6 +89,16 @@ ELSEWHERE = {
         "--size 6x384x256 --vocab 50257 --steps 1 --rounds 3",
         "python benchmarks/train_speed.py --nanogpt nanoGPT/model.py --theirs eager compiled "
         "--size 12x768x1024 --vocab 50257 --set train_batch_size=2 --steps 1 --rounds 2 --warm 0"],
+    "tests/test_training_probes.py::test_coda_equals_transformers_and_scipy": [
+        "python main.py --model runs/demo/gptc_4x128_600_1 --eval --set "
+        "'eval_tasks=[\"coda:data/demo/world/probes/coda/world.jsonl\"]'"],
+    "tests/test_benchmarks.py::test_memory_of_both": [
+        "python benchmarks/train_memory.py --nanogpt nanoGPT/model.py"],
+    "tests/test_benchmarks.py::test_what_a_student_costs": ["python benchmarks/gptc_cost.py"],
+    "tests/test_benchmarks.py::test_points_are_kept_and_axes_measured_one_by_one": [
+        "python benchmarks/scaling.py --out runs/scaling"],
+    "tests/test_preflight_table.py::test_the_smallest_row_is_what_the_compiler_says_now": [
+        "python benchmarks/preflight_table.py --out runs/preflight"],
     "tests/test_speed_benchmarks.py::test_generation": ["python benchmarks/generation.py"],
     "tests/test_speed_benchmarks.py::test_encoding": [
         "python benchmarks/encoding.py",
@@ -114,10 +124,6 @@ NOT_RUN = {
         "our-project --model_path gs://our-bucket/runs/gpt_1.3B",
         "python main.py --model gpt_1.3B --tpu ours --tpu_zone europe-west4-a --gcp_project "
         "our-project --model_path gs://our-bucket/runs/gpt_1.3B --recreate_tpu"],
-    "they measure for long": [
-        "python benchmarks/train_memory.py --nanogpt nanoGPT/model.py",
-        "python benchmarks/gptc_cost.py", "python benchmarks/scaling.py --out runs/scaling",
-        "python benchmarks/preflight_table.py --out runs/preflight"],
 }
 
 # The order of the pages, as far as one uses what another has made; the others come after them.

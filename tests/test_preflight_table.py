@@ -62,7 +62,7 @@ def test_a_row_of_all_layers_stands_for_one_of_few(tmp_path, monkeypatch):
         few = {"extrapolated_from_layers": [1, 2]} if step.few else {}
         return {"config": name, "slice": tpu.name, "mesh_shape": config.mesh_shape, "n_layer": 12,
                 "fits": True, "hbm_gib": 1.0, "step_seconds": 2.0, "tokens_per_second": 3.0,
-                "mfu": 0.4, "collectives": [], "input_seconds": 0.1, **few}
+                "mfu": 0.4, "collectives": [], "input_bytes": 8, **few}
 
     monkeypatch.setattr(preflight_table, "row", row)
     monkeypatch.setattr(preflight_table.compiler, "check_installed", lambda: None)

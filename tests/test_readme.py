@@ -114,7 +114,8 @@ def test_paths_and_links_in_a_page_exist(page):
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text):
         scripts = ("create_tfrecords", "train_tokenizer", "scenes", "encode_captions",
                    "openwebtext", "download")
-        known = "".join(map(read, ["configs/flags.py", "configs/convert.py",
+        known = "".join(map(read, ["configs/flags.py", "configs/command_line.py",
+                                       "configs/convert.py",
                                    "interop/serve.py",
                                    *glob.glob("benchmarks/*.py", root_dir=ROOT),
                                    *(f"datasets/{name}.py" for name in scripts)]))

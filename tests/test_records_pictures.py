@@ -104,7 +104,7 @@ def test_evaluation_sees_each_picture_once_with_its_first_caption(made, eval_ste
         range(100, 100 + count))
     assert all(end == 4 for end in found["ends"][:count])  # first captions are the bare number
     assert not found["images"][count:].any() and not found["tokens"][count:].any()
-    assert inputs.eval_windows(run) == inputs.EvalSize(count, -(-count // 4), count)
+    assert inputs.eval_windows(run) == inputs.EvalSize(count, -(-count // 4), count, 1)
 
 
 def test_facts(made):

@@ -261,3 +261,11 @@ def test_a_window_longer_than_the_teacher_reads(place):
 def test_a_validation_split_without_a_whole_row(place):
     with pytest.raises(UserError, match="n_ctx: the validation split has no row of 3000 tokens"):
         objective(place, n_ctx=3000, eval_steps=None)
+
+
+def test_rows_of_several_sets_are_not_joined(place, monkeypatch):
+    """Each is shorter than a row, and together they are not."""
+    size = inputs.EvalSize(windows=2, batches=1, targets=2 * N_CTX - 2, longest=N_CTX - 1)
+    monkeypatch.setattr(inputs, "eval_windows", lambda config: size)
+    with pytest.raises(UserError, match="n_ctx: the validation split has no row of"):
+        objective(place, eval_steps=None)

@@ -247,6 +247,9 @@ def test_zero_shot_refuses_what_lies_beside_it(tmp_path):
     (tmp_path / "seen.tfrecords").write_bytes(data[:-9])
     with pytest.raises(UserError, match="seen.tfrecords: damaged after record 1"):
         zero_shot.ZeroShot(str(path), 8)
+    (tmp_path / "seen.tfrecords").write_bytes(b"")
+    with pytest.raises(UserError, match="task t: no pictures .*seen.tfrecords"):
+        zero_shot.ZeroShot(str(path), 8)
 
 
 # Probe words.

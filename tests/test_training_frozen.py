@@ -265,6 +265,24 @@ def test_what_is_no_student(place, trained, tmp_path, capsys):
         place, tmp_path, capsys, tmp_path / "bare")
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(place, tmp_path, capsys):
+    path = tmp_path / "both"
+    shutil.copytree(place[0] / "one", path)
+    newest, = path.glob("model.ckpt-*.index")
+    stem = newest.name.removesuffix(".index")
+    step = int(stem.rpartition("-")[2])
+    for file in path.glob(f"{stem}.*"):
+        shutil.copy(file, path / file.name.replace(stem, f"model.ckpt-{step + 1}"))
+    damaged = path / f"model.ckpt-{step + 1}.data-00000-of-00001"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    (path / "checkpoint").write_text(f'model_checkpoint_path: "model.ckpt-{step + 1}"\n')
+    config = schema.load(config_path(place, tmp_path, path))
+    assert frozen.of_run(config).checkpoint == str(path / stem)
+    for file in path.glob("*.data-*"):
+        file.write_bytes(b"")
+    assert f"in {path} is whole; copy" in refusal(place, tmp_path, capsys, path)
+
+
 def test_weights_that_do_not_fit_their_own_config(place, tmp_path, capsys):
     """rotary_dims is in no weight's shape."""
     shutil.copytree(place[0] / "one", tmp_path / "odd")

@@ -131,22 +131,49 @@ def test_what_is_chosen_keeps_to_the_ranges_and_a_stopped_sweep_goes_on(fake, ca
     capsys.readouterr()
 
 
-def test_a_signal_is_the_trials(fake):
+def waiting(fake):
+    """The process of a sweep whose first trial has begun and waits."""
     (fake / "runs").mkdir()
     (fake / "runs" / "wait").touch()
-    path = write(fake)
     code = ("import sys, main; from training import sweep; sweep.MAIN = sys.argv[1]; "
             "sys.exit(main.main(['--sweep', sys.argv[2]]))")
-    process = jobs.subprocess.Popen([sys.executable, "-c", code, sweep.MAIN, path],
+    process = jobs.subprocess.Popen([sys.executable, "-c", code, sweep.MAIN, write(fake)],
                                     cwd=jobs.ROOT, stderr=jobs.subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while not (fake / "runs" / "waiting").exists() and time.monotonic() < until:
         time.sleep(0.1)
+    return process
+
+
+def test_a_signal_is_the_trials(fake):
+    process = waiting(fake)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr
     assert stderr.splitlines()[-1].startswith("stopped in trial 0")
     assert trials(fake)[0]["state"] == "begun"
+
+
+def test_a_trial_ends_with_a_sweep_that_is_killed(fake):
+    """Or it would train on beside the one with which the sweep goes on."""
+    process = waiting(fake)
+    [trial] = jobs.subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
+                                  text=True, check=True).stdout.split()
+    process.kill()
+    process.communicate(timeout=60)
+    until = time.monotonic() + 30
+    while is_running(trial) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not is_running(trial)
+
+
+def is_running(process):
+    """Whether there is a process of this number that has not ended."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -155,6 +182,7 @@ def test_a_signal_is_the_trials(fake):
     ({"keys": {"lr": {"low": 2, "high": 1}}, "search": "tpe", "trials": 2}, "must be below high"),
     ({"keys": {"lr": {"low": 0, "high": 1, "log": True}}, "search": "tpe", "trials": 2},
      "log needs a low above 0"),
+    ({"seed": 2 ** 31}, "seed"),
     ({"search": "tpe"}, "trials: missing"), ({"serch": "grid"}, "did you mean search?"),
     ({"about": "x"}, "about: unknown key; there are model, "),
     ({"model": "dmo"}, "did you mean demo?"), ({"model_path": None}, "model_path"),

@@ -99,7 +99,7 @@ def test_error_lines_logs_and_tracebacks(capsys, caplog):
     with pytest.raises(SystemExit):
         main.main(["--model", "demo", f"--{url}"])
     with jobs.quiet():
-        main.set_up_logging(False, False)
+        command_line.set_loudness(False, False)
         try:
             fail()
         except RuntimeError:

@@ -211,7 +211,7 @@ def read_record(model_path):
         with tf.io.gfile.GFile(path) as file:
             record = RunRecord(**json.loads(file.read()))
         return _moved(record, _HERE, model_path.rstrip("/"))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it from a copy of the run, or start "
                         "again with --new") from error
 

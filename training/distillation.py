@@ -46,7 +46,7 @@ class Distillation(Objective):
         if keys.window > self.sizes.longest_text:
             raise UserError(f"clip.window: {keys.window} is longer than what the teacher reads, "
                             f"{self.sizes.longest_text} tokens; lower it")
-        if config.eval_steps != 0 and inputs.eval_windows(config).targets < config.n_ctx:
+        if config.eval_steps != 0 and inputs.eval_windows(config).longest < config.n_ctx:
             raise UserError(f"n_ctx: the validation split has no row of {config.n_ctx} tokens, and "
                             "only whole rows are compared; lower n_ctx, or set eval_steps to 0")
         self.teacher = clip.TextTower(self.sizes)

@@ -15,7 +15,7 @@ import numpy as np
 from configs import layouts, schema
 from configs.errors import UserError
 from mesh.compat import tf
-from training import checkpoints, updates
+from training import checkpoints, keeping, updates
 
 # What is frozen, by kind of run: (key of the section clip, kind of run that it must be, scope).
 SOURCES = {"clip_student": ("teacher", "clip", "clip_text"),
@@ -85,7 +85,7 @@ def _load(directory, key, kind, scope):
 
 
 def run_at(directory, key, kinds):
-    """Another run: (its RunConfig, its RunRecord, the path of its newest checkpoint).
+    """Another run: (its RunConfig, its RunRecord, the path of its newest intact checkpoint).
 
     Args:
       directory: where it is.
@@ -95,7 +95,7 @@ def run_at(directory, key, kinds):
     Raises:
       UserError: there is none, it has no checkpoint, or it is of another kind.
     """
-    checkpoint = checkpoints.latest(directory)
+    checkpoint = keeping.newest_intact(directory)
     path = os.path.join(directory, "config.json")
     if checkpoint is None or not tf.io.gfile.exists(path):
         raise UserError(f"{key}: {directory} holds no run with a checkpoint; train a model of kind "

@@ -87,7 +87,7 @@ def read(path):
 def _item(line, place):
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _error(place, f"no JSON ({error})") from error
     if not isinstance(values, dict):
         raise _error(place, "no JSON object; write one item a line")

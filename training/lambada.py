@@ -50,7 +50,7 @@ def _from_tokens(path, encoder):
         raise UserError(f"eval_tasks: {path} cannot be read ({error.message}); nothing is "
                         "downloaded: write \"lambada:PATH\" with the path of lambada_test.jsonl"
                         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"eval_tasks: {path}: no JSON ({error}); a file of JSON lines has to end "
                         "in .jsonl") from error
     if not isinstance(texts, list) or not texts or not all(

@@ -33,7 +33,8 @@ def student(config, out, recompute=False):
     return clip_student.Student(clip_student.StudentSizes(
         width=config.n_embd, layers=config.n_layer, heads=config.n_head,
         vocab=config.n_vocab_padded, out=out, window=config.clip.window,
-        rotary_dims=config.rotary_size, activation=config.activation_function), recompute=recompute)
+        rotary_dims=config.rotary_size, activation=config.activation_function,
+        epsilon=config.layer_norm_epsilon), recompute=recompute)
 
 
 def frozen_student(taken):

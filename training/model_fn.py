@@ -47,7 +47,8 @@ def _train_spec(config, objective, mesh, features, meter, lowers, context, start
     if context is None:
         log = hooks.LogScalars(step.scalars, config, meter)
     else:
-        log = hooks.LogFromTpu(step.scalars, meter, config.iterations)
+        with tf.control_dependencies([step.update]):  # what it reads is the step just made
+            log = hooks.LogFromTpu(step.scalars, meter, config.iterations)
         host_call = log.host_call
     # What hooks run is no part of the program that a TPU repeats.
     with mtf.utils.outside_all_rewrites():

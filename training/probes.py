@@ -138,7 +138,7 @@ def read(entry):
     for line, place in items.lines("eval_tasks", path):
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _error(place, f"no JSON ({error})") from error
         of_line = _form(values, name, place)
         if form not in (None, of_line):

@@ -27,6 +27,7 @@ th, td { border: 1px solid #ddd; padding: .2em .6em; text-align: left; vertical-
 td.best { font-weight: bold } pre { white-space: pre-wrap; background: #f6f6f6; padding: .8em }
 .runs > div { margin-bottom: 1em }
 @media print {
+  .wide { overflow: visible } table { font-size: 7pt }
   body { max-width: none; font-size: 10pt; padding: 0 } figure, tr, pre { break-inside: avoid }
   .plots { grid-template-columns: 1fr 1fr } details > summary { display: none }
 }

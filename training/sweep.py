@@ -12,6 +12,7 @@ from configs import sweep_file
 from configs.errors import Stopped, UserError
 from configs.progress import tqdm
 from configs.redaction import hidden_values
+from mesh import processes
 from mesh.compat import tf
 from training import checkpoints, metrics, stopping, sweep_report
 
@@ -154,10 +155,12 @@ def _carry_out(sweep, number, values, flags, begun):
 def _process(command):
     """Runs a command to its end; returns (exit status, stdout, stderr).
 
-    It is sent the signals that come, and stops in its own way.
+    It is sent the signals that come, and stops in its own way; as it does where this process is
+    killed, or two might train in one directory when the sweep goes on.
     """
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True, start_new_session=True)
+                             stderr=subprocess.PIPE, text=True, start_new_session=True,
+                             preexec_fn=_end_with_parent)
     before = {number: signal.signal(number, lambda number, frame: child.send_signal(number))
               for number in stopping.SIGNALS}
     try:
@@ -166,6 +169,10 @@ def _process(command):
         for number, handler in before.items():
             signal.signal(number, handler)
     return child.returncode, stdout, stderr
+
+
+def _end_with_parent():
+    processes.end_with_parent(signal.SIGTERM)
 
 
 def _outcome(sweep, status, stdout, stderr):

@@ -22,7 +22,7 @@ class TpuPredictor(Predictor):
 
     def __init__(self, config, encoder, tpu):
         self._master, self._session_config = tpu.resolver.master(), tf.ConfigProto(
-            allow_soft_placement=True)
+            allow_soft_placement=True, isolate_session_state=True)
         self._session_config.cluster_def.CopyFrom(tpu.resolver.cluster_spec().as_cluster_def())
         with tf.Graph().as_default(), self._open_session() as session:
             topology = session.run(tf.tpu.initialize_system())

@@ -121,15 +121,16 @@ class _Task:
         # A path first: its directory's name may hold characters that patterns use.
         paths = ([self.pattern] if tf.io.gfile.exists(self.pattern)
                  else sorted(tf.io.gfile.glob(self.pattern)))
-        number = 0
+        number, found = 0, False
         try:
             for path in paths:
                 for number, record in enumerate(tf.io.tf_record_iterator(path)):  # noqa: B007
+                    found = True
                     yield self._picture(record, f"{path}: record {number}")
         except tf.errors.OpError as error:
             raise UserError(f"{path}: damaged after record {number} ({error.message}); copy it "
                             "anew") from error
-        if not paths:
+        if not found:
             raise UserError(f"clip.zero_shot: task {self.name}: no pictures {self.pattern}; give "
                             "a path, or a pattern, relative to the file of tasks")
 
@@ -166,7 +167,7 @@ def _task(line, place, directory):
     """The _Task of a line, which is refused unless it is whole."""
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: no JSON ({error})") from error
     strange = sorted(set(values) - set(_KEYS)) if isinstance(values, dict) else []
     if strange:
