@@ -171,7 +171,7 @@ def _change(args, results, size, number, first, second):
 
 
 def draw(args, results, path):
-    """Bars of losses and accuracy, with each seed as a dot.
+    """Losses and accuracy: a dot for each seed, and a line at their mean.
 
     Losses of tokens are of one tokenizer alone; bits per byte compare all.
     """
@@ -191,7 +191,7 @@ def draw(args, results, path):
             for row in rows:
                 place = args.rows.index(row)
                 values = [run[name] for run in of(results, row, size, number)]
-                axis.barh(place, statistics.mean(values), color="0.8")
+                axis.plot(statistics.mean(values), place, "|", color="0.4", markersize=20)
                 axis.plot(values, [place] * len(values), "o", color="C0", markersize=4)
             axis.set_yticks(range(len(args.rows)),
                             [clip_experiment.ROWS[row][0] for row in args.rows]
