@@ -177,7 +177,8 @@ def run_job(args):
     if args.tpu:
         from mesh import cloud
 
-        cloud.check_path(args.tpu, config.model_path)
+        cloud.check_paths(args.tpu, config.model_path, [
+            path for dataset in config.dataset_configs.values() for path in dataset.paths])
         tpu = cloud.find(args.tpu, args.tpu_zone, args.gcp_project, config.mesh_size,
                          args.recreate_tpu)
     hosts = None

@@ -227,8 +227,12 @@ class Search:
         return resolver, cores
 
 
-def check_path(name, model_path):
+def check_paths(name, model_path, data=()):
     """Refuses a run's directory that the workers of a TPU elsewhere do not see.
+
+    Args:
+      name: the TPU's. model_path: the run's directory.
+      data: paths of datasets, of which a warning says that the first worker will read them.
 
     Raises:
       UserError: asks for a path in a bucket.
@@ -237,6 +241,10 @@ def check_path(name, model_path):
     if elsewhere and "://" not in model_path:
         raise UserError(f"model_path: {model_path} is on this machine, and the workers of --tpu "
                         f"{name} write checkpoints: give --model_path gs://BUCKET/…")
+    for path in data:
+        if elsewhere and "://" not in path:
+            logging.warning("warning: %s: the first worker of --tpu %s reads it, so it has to be "
+                            "on that machine, under this path; or give gs://BUCKET/…", path, name)
 
 
 def _count_cores(name, resolver):

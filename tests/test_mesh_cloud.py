@@ -229,8 +229,15 @@ def test_workers_elsewhere_do_not_see_this_machine(capsys):
     assert main.main(["--model", "demo", "--tpu", "ours"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "runs/demo/gpt is on this machine" in line and "--model_path gs://" in line
-    cloud.check_path("ours", "gs://bucket/run")
-    cloud.check_path("local", "runs/demo")
+
+
+def test_the_first_worker_reads_data(caplog):
+    cloud.check_paths("ours", "gs://bucket/run", ["gs://bucket/a.tfrecords"])
+    cloud.check_paths("local", "runs/demo", ["data/a.tfrecords"])
+    assert not caplog.messages
+    cloud.check_paths("ours", "gs://bucket/run", ["data/a.tfrecords"])
+    [line] = caplog.messages
+    assert line.startswith("warning: data/a.tfrecords: the first worker of --tpu ours reads it")
 
 
 def test_no_tpu_in_this_machine():
