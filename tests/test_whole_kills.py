@@ -18,4 +18,4 @@ def test_kills_at_random_moments_change_no_bit(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["kills"] == 8 and found["cases"] == {"gpt, x:2": 4, "gpt_c, x:2": 4}
-    assert len(found["moments"]) >= 4
+    assert len(found["moments"]) >= 4 and {"evaluation", "new"} & set(found["moments"])
