@@ -140,9 +140,9 @@ class Experiment:
                 if before[name] != value:
                     raise SystemExit(f"--{name} {value}: {self.out} was made with {before[name]}; "
                                      "give that, or another --data and --out")
-            if not os.path.exists(self.path("world")):
-                raise SystemExit(f"{self._data}: is gone, which {self.out} was made with; remove "
-                                 "that too, or give another --out")
+        if self.stages.is_done("world") and not os.path.exists(self.path("world")):
+            raise SystemExit(f"{self._data}: is gone, which {self.out} was made with; remove that "
+                             "too, or give another --out")
         with open(path, "w") as file:
             json.dump(settings, file, indent=1)
 

@@ -21,6 +21,10 @@ class Stages:
         self._logs = os.path.join(out, "logs")
         os.makedirs(self._logs, exist_ok=True)
 
+    def is_done(self, name):
+        """Whether a stage was run to its end, whatever its command was."""
+        return os.path.exists(os.path.join(self._logs, f"{name}.done"))
+
     def run(self, name, *command, threads=0):
         """Runs a Python script of the project unless it was done before.
 

@@ -104,6 +104,8 @@ def test_it_does_not_go_on_from_what_had_other_settings(tmp_path):
         ).check_settings()
 
     check("--texts", "300", "600")
+    check()  # it was stopped before the world was there
+    (tmp_path / "out" / "logs" / "world.done").touch()
     with pytest.raises(SystemExit, match="data: is gone, which .*out was made with"):
         check()
     (tmp_path / "data" / "world").mkdir(parents=True)
