@@ -301,6 +301,22 @@ def test_a_scan_is_kept_until_the_size_changes(tmp_path, monkeypatch):
     assert inputs.dataset_facts(config, "train").tokens == 200 and len(scanned) == 2
 
 
+@pytest.mark.parametrize("kept", [
+    "[]", '{"format": 1}', '{"format": 1, "shards": [1]}', '{"format": 1, "shards": {"own": 3}}',
+    '{"format": 1, "shards": {"own.tfrecords": {"size": SIZE}}}',
+    '{"format": 1, "shards": {"own.tfrecords": {"size": SIZE, "records": 1, "tokens": 9, '
+    '"shortest": 9, "longest": 9, "index": [[0]], "bytes": null, "decoded_bytes": null, '
+    '"lowest": 0, "highest": 1}}}', "[" * 20000], ids=range(7))
+def test_a_scan_that_another_program_kept_is_made_anew(tmp_path, kept):
+    path = tmp_path / "own.tfrecords"
+    shards.write(path, [list(range(50))])
+    kept = kept.replace("SIZE", str(path.stat().st_size))
+    (tmp_path / "own.scan.json").write_text(kept)
+    config = shards.config(tmp_path, {"own": (1, "chunks", 1.0, {"path": str(path)})})
+    assert inputs.dataset_facts(config, "train").tokens == 50
+    assert (tmp_path / "own.scan.json").read_text() != kept
+
+
 def test_a_scan_is_kept_in_model_path_if_shards_are_read_only(tmp_path, monkeypatch):
     path = tmp_path / "own.tfrecords"
     shards.write(path, [list(range(50))])
