@@ -65,6 +65,8 @@ def traffic(schedule, mesh, coordinates, generation, order=None):
     rows = {}
     position = {core: place for place, core in enumerate(order or range(len(coordinates)))}
     for collective in schedule.collectives:
+        if not collective.groups:
+            collective = collective._replace(groups=(tuple(range(len(coordinates))),))
         groups = [[position[core] for core in group] for group in collective.groups]
         key = axes_of(groups, mesh), collective.kind
         count, size, seconds = rows.get(key, (0, 0, 0.0))

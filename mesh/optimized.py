@@ -20,7 +20,8 @@ class Collective(NamedTuple):
     Attributes:
       kind: "all-reduce", "all-gather", "all-to-all", "reduce-scatter" or "collective-permute".
       bytes: that one core puts in, each time.
-      groups: the cores that talk to each other; of a permutation, pairs of source and target.
+      groups: the cores that talk to each other, none if they all do together; of a permutation,
+        pairs of source and target.
       times: how often it runs in a step.
       place: the operation of the model that it comes from.
     """

@@ -1,5 +1,7 @@
 """mesh/tpus.py, mesh/optimized.py and mesh/estimate.py: by numbers worked out by hand."""
 
+import types
+
 import pytest
 from tensorflow.compiler.xla import xla_data_pb2
 from tensorflow.compiler.xla.service import hlo_pb2
@@ -50,6 +52,16 @@ def test_groups_have_mesh_dimensions(groups, axes):
 def test_seconds_of_collectives(kind, groups, seconds):
     one = optimized.Collective(kind, 900 * 10**6, tuple(groups), 1, "")
     assert estimate.seconds_of(one, COORDINATES, V3) == pytest.approx(seconds)
+
+
+def test_a_collective_without_groups_is_of_all_cores():
+    """So compilers write it where there would be one group."""
+    mesh, whole = [("x", 8)], (tuple(range(8)),)
+    found = [estimate.traffic(types.SimpleNamespace(collectives=[
+        optimized.Collective("all-reduce", 900 * 10**6, groups, 3, "")]), mesh, COORDINATES, V3)
+        for groups in ((), whole)]
+    [row] = found[0]
+    assert found[0] == found[1] and row.axes == "x" and row.count == 3 and row.seconds > 0
 
 
 def shape(element_type, *dims):
