@@ -41,7 +41,8 @@ class Step:
         n, rows = self.sizes.longest_text, args.windows
         teacher = clip.TextTower(self.sizes)
         student = clip_student.Student(clip_student.StudentSizes(
-            width=args.width, layers=args.layers, heads=args.heads, vocab=2048, out=64, window=n))
+            width=args.width, layers=args.layers, heads=args.heads, vocab=2048, out=64, window=n,
+            rotary_dims=min(32, args.width // args.heads)))
         config = schema.RunConfig(n_layer=1, n_head=1, n_embd=8, n_ctx=8, n_vocab=8, lr=1e-3,
                                   train_batch_size=1, train_steps=1, model_path="none")
         lengths = {"text": n} if not separate else {"text": n, "read": n + 2, "end": None}

@@ -90,7 +90,10 @@ class Runner:
     def config(self, name, kind, **keys):
         """The path of a run's config."""
         base, own = {"student": (STUDENT, STUDENT_CLIP), "gpt_c": (GPTC, {"weight": 0.5})}[kind]
-        clip = {**own, **self.sources[kind], **keys.pop("clip", {})}
+        clip = keys.pop("clip", {})
+        if clip.get("mode") != "input":  # which has no supervision that would weigh
+            clip = {**own, **clip}
+        clip = {**self.sources[kind], **clip}
         return jobs.config(self.directory, self._data, name=name.replace(" ", "_"), **{
             **base, "train_steps": STEPS, "clip": clip, **keys})
 
