@@ -181,23 +181,23 @@ def draw(args, results, path):
 
     groups = [(size, number) for size in args.sizes for number in args.texts]
     shown = ("bits_per_byte", "heldout", "validation", "answers", "accuracy")
-    other = {"validation": ["gpt_bytes"]}
     figure, axes = pyplot.subplots(len(groups), len(shown), squeeze=False,
                                    figsize=(4.5 * len(shown), 0.45 * len(args.rows) * len(groups)
                                             + 1.5))
     for line, (size, number) in zip(axes, groups, strict=True):
         for axis, name in zip(line, shown, strict=True):
-            rows = [row for row in args.rows if row not in other.get(name, ())]
-            for row in rows:
-                place = args.rows.index(row)
+            every = []
+            for place, row in enumerate(args.rows):
+                if (name, row) == ("validation", "gpt_bytes"):
+                    continue
                 values = [run[name] for run in of(results, row, size, number)]
+                every += values
                 axis.plot(statistics.mean(values), place, "|", color="0.4", markersize=20)
                 axis.plot(values, [place] * len(values), "o", color="C0", markersize=4)
             axis.set_yticks(range(len(args.rows)),
                             [clip_experiment.ROWS[row][0] for row in args.rows]
                             if name == shown[0] else [""] * len(args.rows))
             axis.set_ylim(len(args.rows) - 0.5, -0.5)
-            every = [run[name] for row in rows for run in of(results, row, size, number)]
             margin = 0.15 * (max(every) - min(every)) or 0.1
             axis.set_xlim(min(every) - margin, max(every) + margin)
             axis.set_title(f"{FIGURES[name][0]} ({size}, {number} texts)", fontsize=9)

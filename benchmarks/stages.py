@@ -23,7 +23,10 @@ class Stages:
 
     def is_done(self, name):
         """Whether a stage was run to its end, whatever its command was."""
-        return os.path.exists(os.path.join(self._logs, f"{name}.done"))
+        return os.path.exists(self._mark(name))
+
+    def _mark(self, name):
+        return os.path.join(self._logs, f"{name}.done")
 
     def run(self, name, *command, threads=0):
         """Runs a Python script of the project unless it was done before.
@@ -36,9 +39,9 @@ class Stages:
         Raises:
           SystemExit: it failed; shows the end of its output.
         """
-        done, log = (os.path.join(self._logs, f"{name}.{end}") for end in ("done", "log"))
+        done, log = self._mark(name), os.path.join(self._logs, f"{name}.log")
         line = shlex.join(["python", *map(str, command)])
-        if os.path.exists(done) and open(done).read() == line:
+        if self.is_done(name) and open(done).read() == line:
             return
         tqdm.write(line, file=sys.stderr)
         limits = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads),
