@@ -69,7 +69,6 @@ def no_recovery():
     which does not close in time is left.
     """
     errors, close = monitored_session._PREEMPTION_ERRORS, tf.Session.close
-    ignored = error_handling._IGNORED_ERRORS  # TPUEstimator would return as if all were done
 
     def close_in_time(session):
         closing = threading.Thread(target=close, args=[session], daemon=True)
@@ -77,12 +76,10 @@ def no_recovery():
         closing.join(_CLOSING)
 
     monitored_session._PREEMPTION_ERRORS, tf.Session.close = (), close_in_time
-    error_handling._IGNORED_ERRORS = ()
     try:
         yield
     finally:
         monitored_session._PREEMPTION_ERRORS, tf.Session.close = errors, close
-        error_handling._IGNORED_ERRORS = ignored
 
 
 @functools.cache
@@ -136,8 +133,10 @@ def _leave_interruptions_to_us():
 
     Before a worker is serviced it would save the masters, which are older than the step that it
     writes down; where a TPU is preempted it would end the process without a word, or with a
-    traceback where the TPU is gone; and it gives SIGINT its first meaning back in each loop.
+    traceback where the TPU is gone; and it gives SIGINT its first meaning back in each loop. Of
+    storage or a device that is out of reach it would say nothing, and return as if all were done.
     """
+    error_handling._IGNORED_ERRORS = ()
     os.environ["TF_TPU_GRACEFUL_SHUTDOWN_MODE"] = ""
     tpu_estimator._check_add_preemption_hook = lambda cluster: False
     for name in ("before_run", "end"):

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from tensorflow_estimator.python.estimator.tpu import tpu_estimator
+from tensorflow_estimator.python.estimator.tpu import error_handling, tpu_estimator
 
 from mesh.compat import mtf, tf
 
@@ -84,3 +84,12 @@ def test_interruptions_of_runs_on_tpus_are_left_to_us():
         assert signal.getsignal(signal.SIGINT) is before
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_storage_out_of_reach_is_no_end_of_a_job():
+    """TPUEstimator collects what its threads raise, and would leave such errors out."""
+    collected = error_handling.ErrorRendezvous(1)
+    with pytest.raises(tf.errors.UnavailableError, match="out of reach"):
+        with collected.catch_errors("training_loop"):
+            raise tf.errors.UnavailableError(None, None, "out of reach")
+        collected.raise_errors()

@@ -81,7 +81,7 @@ def run(config, estimator, job, *args, **kwargs):
     try:
         # Outside of all graphs TPUEstimator would take this process's devices for the TPU's.
         with tf.Graph().as_default(), tpu_loops() if on_tpu else contextlib.nullcontext():
-            done = getattr(estimator, job)(*args, **kwargs)
+            return getattr(estimator, job)(*args, **kwargs)
     except tf.errors.ResourceExhaustedError as error:
         if re.search(r"No space left|quota exceeded|Too many open files", str(error)):
             raise
@@ -98,6 +98,3 @@ def run(config, estimator, job, *args, **kwargs):
         if line is None:
             raise
         raise UserError(line) from error
-    if done is None:  # TPUEstimator keeps these errors to itself
-        raise tf.errors.UnavailableError(None, None, "storage or a device was out of reach")
-    return done
