@@ -1,12 +1,16 @@
 """Tensors on the mesh that outlive a run of the session, such as attention's caches."""
 
+import math
+
 from mesh.compat import mtf, tf
 
 
 class Kept:
     """A tensor kept in variables, one for each of its slices, on that slice's device.
 
-    The variables are in no collection: neither savers nor initialisers see them.
+    The variables are in no collection: neither savers nor initialisers see them. Their rows are the
+    positions of the growing dimension, since TensorFlow writes single rows of a variable several
+    times as fast as a part of a tensor.
 
     Args:
       impl: the mtf mesh implementation that the graph will be lowered with.
@@ -21,15 +25,16 @@ class Kept:
     """
 
     def __init__(self, impl, shape, dtype, name, growing=()):
-        self._impl, self._shape = impl, shape
+        self._impl, self._shape, self._slice_shape = impl, shape, impl.slice_shape(shape)
         self._axis = next((axis for axis, dim in enumerate(shape.dims) if dim.name in growing
                            and impl.tensor_dimension_to_mesh_axis(dim) is None), None)
         self.grows = self._axis is not None
+        rows = math.prod(self._slice_shape[:self._axis + 1]) if self.grows else 1
         self._variables = []
         for number, device in enumerate(impl.devices):
             with tf.device(device):
                 self._variables.append(tf.get_variable(
-                    f"{name}/slice_{number}", impl.slice_shape(shape), dtype,
+                    f"{name}/slice_{number}", [rows, math.prod(self._slice_shape) // rows], dtype,
                     tf.zeros_initializer(), trainable=False, collections=[]))
 
     def read(self, mesh, size=None):
@@ -40,9 +45,10 @@ class Kept:
           size: int32 scalar: how much of the growing dimension is read. The slices are so short
             then, whatever the mtf tensor's shape says; None is all.
         """
-        values = [variable.read_value() for variable in self._variables]
+        values = [tf.reshape(v.read_value(), self._slice_shape) for v in self._variables]
         if size is not None and self.grows:
-            values = [value[self._beginning(size)] for value in values]
+            beginning = (*[slice(None)] * self._axis, slice(0, size))
+            values = [value[beginning] for value in values]
         return mtf.import_laid_out_tensor(mesh, self._impl.LaidOutTensor(values), self._shape)
 
     def write(self, lowering, tensor):
@@ -51,12 +57,13 @@ class Kept:
         return tf.group(*map(self._set, self._variables, slices))
 
     def _set(self, variable, value):
+        rows = tf.reshape(value, [-1, variable.shape[1]])
         if value.shape.is_fully_defined():
-            return variable.assign(value)
-        return variable[self._beginning(tf.shape(value)[self._axis])].assign(value)
-
-    def _beginning(self, size):
-        return (*[slice(None)] * self._axis, slice(0, size))
+            return variable.assign(rows)
+        *before, length = self._slice_shape[:self._axis + 1]
+        numbers = (tf.range(math.prod(before))[:, None] * length
+                   + tf.range(tf.shape(value)[self._axis]))
+        return variable.scatter_update(tf.IndexedSlices(rows, tf.reshape(numbers, [-1])))
 
     def clear(self):
         """An operation that sets it to zeros."""

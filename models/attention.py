@@ -76,7 +76,8 @@ def empty_caches(ctx, shape, n_layers):
             for _ in range(n_layers)]
 
 
-def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), slopes=None):
+def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), slopes=None,
+                       angles=()):
     """Causal attention of new tokens over a cache of earlier ones.
 
     It is the incremental form of `full`, and with a window of models.local.windowed.
@@ -91,6 +92,7 @@ def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), 
       rotary_dims: features of a head to rotate; 0 for none.
       window: how many tokens a query sees; None is all.
       learned, slopes: see `full`.
+      angles: models.positions.angles_of the new tokens; without them they are made here.
 
     Returns:
       ([batch, new_tokens, heads, features_per_head], the cache with the new tokens written).
@@ -100,10 +102,11 @@ def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), 
     parts = Heads(qkv, memory, rotary_dims)
     rules = Rules(window=window, learned=_number(learned), slopes=slopes)
 
-    def forward(slices, x, keys, values, at, *learned):
+    def forward(slices, x, keys, values, at, *others):
+        turned, learned = others[:len(angles)], others[len(angles):]
         position = slices.map(lambda at: at[:, None, None] + tf.range(new_tokens.size), at)
         start = slices.start(memory) if slices.is_split(memory) else None
-        q, k, v = parts.split(slices, x, position)
+        q, k, v = parts.split(slices, x, position, turned)
         keys, values = (slices.map(_written, old, new, position, start)
                         for old, new in ((keys, k), (values, v)))
         learned = [slices.map(lambda t: tf.transpose(t, [1, 0, 2])[None], t) for t in learned]
@@ -123,7 +126,7 @@ def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), 
         return slices.map(swapped, out), keys, values
 
     out, *cache = SliceOperation(
-        forward, None, [qkv, *cache, index, *learned],
+        forward, None, [qkv, *cache, index, *angles, *learned],
         [([batch, new_tokens, heads, features], qkv.dtype)] + [(c.shape, c.dtype) for c in cache],
         "causal_incremental").outputs
     return out, tuple(cache)

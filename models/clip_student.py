@@ -8,7 +8,7 @@ import dataclasses
 
 from mesh import ops
 from mesh.compat import mtf, tf
-from models import attention, clip, layers, local
+from models import attention, clip, layers, local, positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +104,13 @@ class Student:
         Returns:
           ([batch, new_tokens, clip_out], the new caches).
         """
-        new = []
+        new, rotary_dims = [], self.sizes.rotary_dims
+        position = index + mtf.range(ctx.mesh, tokens.shape.dims[-1], tf.int32)
+        angles = positions.angles_of(ctx, position, rotary_dims)
 
         def attend(ctx, qkv, layer):
             out, cache = attention.causal_incremental(
-                qkv, caches[layer], index, self.sizes.rotary_dims, self.sizes.window)
+                qkv, caches[layer], index, rotary_dims, self.sizes.window, angles=angles)
             new.append(cache)
             return out
 

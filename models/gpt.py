@@ -76,11 +76,11 @@ class GPT:
         """
         position = index + mtf.range(ctx.mesh, tokens.shape.dims[-1], tf.int32)
         ctx = dataclasses.replace(ctx, dropless=True)
-        new = list(caches)
+        new, angles = list(caches), self.attention.angles(ctx, position)
 
         def attend(ctx, qkv, layer):
             out, new[layer] = self.attention.incremental(ctx, qkv, layer, caches[layer], index,
-                                                         count)
+                                                         count, angles)
             return out
 
         return self._stack(ctx, tokens, position, attend, join)[-1], new

@@ -26,19 +26,22 @@ class Heads:
         self.batch, self.sequence, _, self.heads, self.features = qkv.shape.dims
         self.memory, self.rotary_dims = memory, rotary_dims
 
-    def split(self, slices, x, position):
+    def split(self, slices, x, position, angles=()):
         """Unpacks queries, keys and values.
 
         Args:
           slices: a mesh.slices.Slices.
           x: laid-out [b, s, qkv, h, d].
           position: laid-out int32 [s] or [b, 1, s].
+          angles: laid-out cosines and sines of the positions, [b, s, rotated features / 2] each,
+            where they are known.
 
         Returns:
           three laid-out [b, h, s, d]: queries, rotated and divided by √d, rotated keys, values.
         """
         return [self._own(slices, t, 3)
-                for t in slices.map(self.split_slice, self._gathered(slices, x, 4), position)]
+                for t in slices.map(self.split_slice, self._gathered(slices, x, 4), position,
+                                    *angles)]
 
     def split_gradient(self, slices, x, position, d_q, d_k, d_v):
         """The gradient of `split`'s `x`, like it; the arguments are those of `split`'s results."""
@@ -80,11 +83,12 @@ class Heads:
                            self.memory)
         return slices.map(lambda e, t: e / t, e, total)
 
-    def split_slice(self, x, position):
+    def split_slice(self, x, position, *angles):
         """`split` of one slice that has all features: from tf [b, s, qkv, h, d]."""
         q, k, v = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
         if self.rotary_dims:
-            cos, sin = positions.rotary_angles(position, self.rotary_dims)
+            cos, sin = ([t[:, None] for t in angles] or
+                        positions.rotary_angles(position, self.rotary_dims))
             q, k = (positions.rotate(t, cos, sin, self.rotary_dims) for t in (q, k))
         return q * tf.cast(self.features.size ** -0.5, q.dtype), k, v
 

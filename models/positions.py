@@ -49,6 +49,29 @@ def rotary_angles(positions, rotary):
     return tf.cos(angles), tf.sin(angles)
 
 
+def angles_of(ctx, position, rotary):
+    """`rotary_angles` of tokens, looked up once for all layers: [cos, sin], or [] without a rotary.
+
+    A loop that XLA compiles would make them anew for each number that is rotated.
+
+    Args:
+      ctx: a models.layers.Context.
+      position: int32 [batch, new_tokens], below n_ctx.
+      rotary: a Rotary, or how many features of a head are rotated; 0 for none.
+
+    Returns:
+      float32 mtf tensors [batch, new_tokens, rotated features / 2].
+    """
+    if not rotary:
+        return []
+    length = mtf.Dimension("rotary_length", ctx.config.n_ctx)
+    with tf.name_scope("rotary"):
+        tables = rotary_angles(tf.range(length.size), rotary)
+    shape = mtf.Shape([length, mtf.Dimension("rotated", tables[0].shape[-1])])
+    return [ops.gather(mtf.import_tf_tensor(ctx.mesh, table, shape), position, length,
+                       name="rotary") for table in tables]
+
+
 def rotate(x, cos, sin, rotary):
     """Rotates the first features of each head.
 

@@ -72,8 +72,11 @@ def sample_token(logits, n_valid, settings, number, count):
         x /= tf.where_v2(warm, tf.maximum(temperature, 1e-6), 1.0)
         truncates = tf.reduce_any(tf.logical_or(top_k > 0, top_p < 1.0))
         x = tf.cond(truncates, lambda: _truncated(x, top_k, top_p), lambda: tf.identity(x))
-        # The largest of logits with Gumbel noise is a sample of their softmax.
-        return tf.argmax(x + tf.where_v2(warm, noise[:, :n_valid], 0.0), -1, output_type=tf.int32)
+        # The largest of logits with Gumbel noise is a sample of their softmax. Two passes find its
+        # place: into an argmax XLA fuses the noise, and makes it one number at a time.
+        x += tf.where_v2(warm, noise[:, :n_valid], 0.0)
+        top = tf.reduce_max(x, -1, keepdims=True)
+        return tf.reduce_min(tf.where_v2(x < top, n_valid, tf.range(n_valid)), -1)
 
     inputs = [whole, noise, settings.temperature, settings.top_k, settings.top_p]
     return local(choose, inputs, ([batch], tf.int32), name="sample_token")

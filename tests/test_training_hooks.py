@@ -1,5 +1,6 @@
 """Hooks: which steps are logged, and what is saved when."""
 
+import threading
 import types
 
 import jobs
@@ -114,3 +115,38 @@ def test_bar_counts_session_runs(monkeypatch):
             for _ in range(3):
                 session.run(zero)
     assert shown == [3, "step", "step", "step", "end"]
+
+
+def test_bar_follows_what_the_host_of_a_tpu_counts(monkeypatch):
+    """One run of the session makes all batches there."""
+    bars, seen = [], threading.Event()
+
+    class Fake:
+        def __init__(self, **settings):
+            self.n, self.closed = 0, False
+            bars.append(self)
+
+        def update(self, more):
+            self.n += more
+            if self.n == 2:
+                seen.set()
+
+        def close(self):
+            self.closed = True
+
+    def wait():
+        return np.bool_(seen.wait(60))
+
+    monkeypatch.setattr(hooks, "tqdm", Fake)
+    monkeypatch.setattr(hooks.Bar, "_INTERVAL", 0.01)
+    with tf.Graph().as_default():
+        metrics = hooks.counted({"loss": tf.metrics.mean(tf.constant(3.0)),
+                                 "other": (tf.constant(1.0), tf.no_op())})
+        rest = tf.py_func(wait, [], tf.bool)
+        with tf.train.SingularMonitoredSession([hooks.Bar(3, "evaluating")]) as session:
+            update = metrics["loss"][1]
+            raw = session.raw_session()
+            assert raw.run(update) == raw.run(update) == 3.0
+            assert session.run(rest)  # while this run goes on, two batches have been counted
+            assert bars[0].n == 2
+    assert bars[0].closed

@@ -164,7 +164,13 @@ def test_evaluation_on_four_cores(tmp_path, dataset, monkeypatch):
     parts = slices_of_wte(hook.slices, hook.results)
     np.testing.assert_array_equal(jobs.weights(config.model_path)["gpt/wte"],
                                   joined(parts, config))
-    assert any(op.type == "OutfeedDequeueTuple" for op in hook.graph.get_operations())
+    operations = hook.graph.get_operations()
+    assert any(op.type == "OutfeedDequeueTuple" for op in operations)
+    # The host counts a batch with what it does for each.
+    [counting] = [op for op in operations if op.type == "AssignAddVariableOp"
+                  and op.inputs[0].op.name == "evaluated_batches"]
+    assert "_tpu_replicate" not in counting.node_def.attr
+    assert any(counting in op.control_inputs for op in operations)
 
 
 def test_masters_lie_on_all_hosts(tmp_path, dataset, monkeypatch):

@@ -1,6 +1,7 @@
 """What happens between steps: progress and checkpoints."""
 
 import os
+import threading
 import time
 
 from configs.errors import UserError
@@ -170,23 +171,61 @@ class Recoveries(tf.train.SessionRunHook):
 
 
 class Bar(tf.train.SessionRunHook):
-    """A progress bar over `total` runs of the session, on a terminal, and a clock.
+    """A progress bar over `total` batches of an evaluation, on a terminal, and a clock.
+
+    A run of the session is a batch, but on a TPU a run makes all: there the host counts them (see
+    `counted`), and the bar looks now and then how far it has come.
 
     Attributes:
       seconds: the time that the runs took, without building and restoring.
     """
 
+    _INTERVAL = 0.5  # seconds between looks
+
     def __init__(self, total, description):
         self._total, self._description = total, description
+        self._stop = threading.Event()
         self.seconds = 0.0
+
+    def begin(self):
+        self._count = next(iter(tf.get_collection(_BATCHES)), None)
 
     def after_create_session(self, session, coord):
         self._bar = tqdm(total=self._total, desc=self._description, leave=False)
         self._began = time.monotonic()
 
+    def before_run(self, run_context):
+        if self._count is not None:
+            self._stop.clear()
+            threading.Thread(target=self._follow, args=(run_context.session,), daemon=True).start()
+
+    def _follow(self, session):
+        """Shows how many batches the host has counted, until the run ends or the session fails."""
+        while not self._stop.wait(self._INTERVAL):
+            try:
+                self._bar.update(int(session.run(self._count)) - self._bar.n)
+            except (tf.errors.OpError, RuntimeError):  # the run itself says what is wrong
+                return
+
     def after_run(self, run_context, run_values):
-        self._bar.update()
+        self._stop.set()
+        if self._count is None:
+            self._bar.update()
         self.seconds = time.monotonic() - self._began
 
     def end(self, session):
         self._bar.close()
+
+
+# The collection of the variable with which the host of a TPU counts an evaluation's batches.
+_BATCHES = "evaluated_batches"
+
+
+def counted(metrics):
+    """Metrics, {name: (value, update)}, of which one update also counts a batch for Bar."""
+    count = tf.get_variable("evaluated_batches", [], tf.int64, tf.zeros_initializer(),
+                            trainable=False,
+                            collections=[tf.GraphKeys.LOCAL_VARIABLES, _BATCHES])
+    name, (value, update) = next(iter(metrics.items()))
+    with tf.control_dependencies([tf.assign_add(count, 1)]):
+        return {**metrics, name: (value, tf.identity(update))}

@@ -37,7 +37,7 @@ def model_fn(features, mode, params, config, objective, meter=None, start=None,
         lowers = functools.partial(lower_on_tpu, context.device_assignment)
     if mode == tf.estimator.ModeKeys.TRAIN:
         return _train_spec(config, objective, mesh, features, meter, lowers, context, start)
-    return _eval_spec(config, objective, mesh, features, lowers)
+    return _eval_spec(config, objective, mesh, features, lowers, context)
 
 
 def _train_spec(config, objective, mesh, features, meter, lowers, context, start):
@@ -145,7 +145,7 @@ def _scalar(mesh, value):
     return mtf.import_tf_tensor(mesh, tf.cast(value, tf.float32), mtf.Shape([]))
 
 
-def _eval_spec(config, objective, mesh, features, lowers):
+def _eval_spec(config, objective, mesh, features, lowers, context):
     inputs, counts = objective.eval_features(mesh, features)
     scores = objective.scores(layers.Context(mesh, config), inputs)
     lowering = lowers(config, mesh)
@@ -159,8 +159,9 @@ def _eval_spec(config, objective, mesh, features, lowers):
 
     def metrics(**tensors):
         # The mean over all that counts in all batches: batches weigh as much as they hold.
-        return {name: tf.metrics.mean_tensor(mean[0], weights=tensors[f"{name}/count"][0])
-                for name, mean in tensors.items() if not name.endswith("/count")}
+        found = {name: tf.metrics.mean_tensor(mean[0], weights=tensors[f"{name}/count"][0])
+                 for name, mean in tensors.items() if not name.endswith("/count")}
+        return found if context is None else hooks.counted(found)
 
     first = next(iter(scores))
     return tf.estimator.tpu.TPUEstimatorSpec(

@@ -76,7 +76,11 @@ class Predictor:
         self._restore()
 
     def _open_session(self):
-        return tf.Session(config=devices.session_config(self.config))
+        proto = devices.session_config(self.config)
+        if self._compiles:
+            # Waking a second thread for each product would take longer than the products.
+            proto.intra_op_parallelism_threads = 1
+        return tf.Session(config=proto)
 
     def reload(self):
         """Takes the weights of the run's newest checkpoint."""
@@ -208,10 +212,10 @@ class Predictor:
         settings = sampling.Settings(*(values.pop(name) for name in
                                        ("temperature", "top_k", "top_p", "seed")))
         # Another size of the caches would be compiled anew.
-        compiled = self._compiles and _numbers(mesh.graph, empty) <= _SMALL
+        self._compiles &= _numbers(mesh.graph, empty) <= _SMALL
         new_tokens, updated = sampling.decode(
-            model, ctx, compiled=compiled, size=CHUNK, caches=[
-                tuple(part.read(mesh, None if compiled else reach) for part in parts)
+            model, ctx, compiled=self._compiles, size=CHUNK, caches=[
+                tuple(part.read(mesh, None if self._compiles else reach) for part in parts)
                 for parts in kept],
             eos_id=self.encoder.eos_id, n_valid=self.encoder.n_vocab,
             settings=settings, **values)
