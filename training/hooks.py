@@ -13,6 +13,9 @@ from training import keeping
 # What is looked at after every step.
 WATCHED = ("loss", "gradient_norm")
 
+# The variable, and its collection, with which the host of a TPU counts an evaluation's batches.
+_BATCHES = "evaluated_batches"
+
 
 class LogScalars(tf.train.SessionRunHook):
     """Fetches scalars at some steps and gives them to a meter, and to its watch some at each step.
@@ -217,14 +220,9 @@ class Bar(tf.train.SessionRunHook):
         self._bar.close()
 
 
-# The collection of the variable with which the host of a TPU counts an evaluation's batches.
-_BATCHES = "evaluated_batches"
-
-
 def counted(metrics):
     """Metrics, {name: (value, update)}, of which one update also counts a batch for Bar."""
-    count = tf.get_variable("evaluated_batches", [], tf.int64, tf.zeros_initializer(),
-                            trainable=False,
+    count = tf.get_variable(_BATCHES, [], tf.int64, tf.zeros_initializer(), trainable=False,
                             collections=[tf.GraphKeys.LOCAL_VARIABLES, _BATCHES])
     name, (value, update) = next(iter(metrics.items()))
     with tf.control_dependencies([tf.assign_add(count, 1)]):
