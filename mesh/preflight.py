@@ -48,10 +48,12 @@ class TooLarge:
 
     Attributes:
       needed: bytes, at least, as far as the compiler says. message: its words.
+      layers: how many layers the program's model had, if not all.
     """
 
     needed: int | None
     message: str
+    layers: int | None = None
 
 
 def check_installed():

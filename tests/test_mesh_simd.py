@@ -71,15 +71,17 @@ def on_virtual_cores(cores, config, objective, features, first):
 def compare(cores, config, objective, features, tolerance=1e-4):
     """Checks that both give the same scalars and weights.
 
-    Weights may differ by `tolerance` of what the steps have changed. Returns the Program.
+    Weights may differ by `tolerance` of what the steps have changed, losses by a hundredth at most.
+    Returns the Program.
     """
     first, wanted_curve, wanted = on_placed_devices(config, objective, features)
     program, curve, last, slices = on_virtual_cores(cores, config, objective, features, first)
     for found, scalars in zip(curve, wanted_curve, strict=True):
         assert "loss" in found
         for name, values in found.items():
-            np.testing.assert_allclose(values, [scalars[name]] * program.cores, rtol=tolerance,
-                                       err_msg=name)
+            np.testing.assert_allclose(
+                values, [scalars[name]] * program.cores, err_msg=name,
+                rtol=min(tolerance, 0.01) if name.startswith("loss") else tolerance)
     assert last["global_step"] == [STEPS] * program.cores
     # Compared as cores hold them: a frozen weight may come back rounded to bfloat16.
     trained = {name for name in wanted if any(

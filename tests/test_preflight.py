@@ -14,7 +14,7 @@ from mesh import buffers, compile_cache, estimate, hlo, pjrt, tpus
 from mesh import preflight as mesh_preflight
 from mesh.compat import mtf
 from models import clip
-from training import ahead, contrastive, flops, objectives, proxies
+from training import ahead, contrastive, flops, objectives, proxies, remedies
 from training import compiled as compiled_step
 from training import preflight as preflight_run
 
@@ -323,6 +323,26 @@ def test_a_step_that_does_not_fit_is_refused_and_made_to_fit(tmp_path, capsys, m
     assert remedy["fits"] and remedy["hbm_gib"] < 7.48
     again = preflight(capsys, tmp_path, "v2-8", **{**keys, **remedy["set"]}).summary
     assert again["fits"] and again["hbm_gib"] == pytest.approx(remedy["hbm_gib"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "mesh", "split"), [
+    ("gptc_162M", "x:4,y:2", "heads:y"), ("text_clip", "x:4,y:2", "clip_heads:y"),
+    ("gpt2_1.5B", "x:16,y:8", "features_per_head:y"),  # 25 heads, and shared among 4 already
+    ("gpt_moe_125M", "x:16,y:2", "experts:x"), ("gpt_6.7B", "x:8,y:32", "heads:y")])
+def test_layouts_that_are_tried_split_what_the_config_has(name, mesh, split):
+    found = [change for change, _ in remedies.of_run(schema.load(name)) if "layout" in change]
+    assert found[0]["mesh_shape"] == mesh
+    assert split in found[0]["layout"].split(",")
+
+
+def test_a_refusal_of_few_layers_says_so(tmp_path, capsys, monkeypatch):
+    """The compiler's answer is made up here."""
+    monkeypatch.setattr(mesh_preflight, "compile_for", lambda *_: mesh_preflight.TooLarge(1, ""))
+    monkeypatch.setattr(mesh_preflight, "check_installed", lambda: None)
+    done = jobs.here(capsys, jobs.config(tmp_path, ABSENT, **SPLIT, n_layer=4), "--preflight",
+                     "v3-8", "--preflight_layers", "few")
+    assert done.summary["extrapolated_from_layers"] == [1]
+    assert done.stdout.startswith("EXTRAPOLATED: a model of 1 layers is too large already")
 
 
 def test_remedies_are_tried_until_one_fits(tmp_path, capsys, monkeypatch):

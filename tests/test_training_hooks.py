@@ -122,6 +122,8 @@ def test_bar_follows_what_the_host_of_a_tpu_counts(monkeypatch):
     bars, seen = [], threading.Event()
 
     class Fake:
+        disable = False
+
         def __init__(self, **settings):
             self.n, self.closed = 0, False
             bars.append(self)

@@ -4,6 +4,7 @@ This process stands for the TPU's host, and runs all that hosts do: variables, c
 The program of the TPU's cores is built and looked at; tests/test_mesh_simd.py runs it.
 """
 
+import clip_runs
 import graphs
 import jobs
 import numpy as np
@@ -17,7 +18,16 @@ import inputs
 from configs import schema
 from mesh import ahead, cloud, devices, torus
 from mesh.compat import mtf, tf
-from training import estimators, hooks, language, predictor, run, tpu_predictor
+from training import (
+    estimators,
+    frozen,
+    hooks,
+    language,
+    objectives,
+    predictor,
+    run,
+    tpu_predictor,
+)
 
 SHAPE = [1, 2, 1, 2]  # four cores of two chips
 MESH = dict(mesh_shape="x:2,y:2", layout="batch:x,heads:y,vocab:y")
@@ -62,11 +72,10 @@ def dataset(tmp_path_factory):
     return jobs.dataset(tmp_path_factory.mktemp("data"))
 
 
-def estimator_of(config, meter=None):
-    facts = inputs.dataset_facts(config, "train")
+def estimator_of(config, meter=None, objective=None):
+    objective = objective or language.Language(config, inputs.dataset_facts(config, "train"))
     resolver = tf.distribute.cluster_resolver.TPUClusterResolver("local")
-    estimator = estimators.make(config, language.Language(config, facts), meter,
-                                cloud.Tpu("local", resolver, 4))
+    estimator = estimators.make(config, objective, meter, cloud.Tpu("local", resolver, 4))
     # Or this TensorFlow, which knows no TPU, would look for kernels of what is not run.
     estimator._session_config.graph_options.place_pruned_graph = True
     return estimator
@@ -141,14 +150,34 @@ def test_training_on_four_cores(tmp_path, dataset, monkeypatch):
     assert all(sorted(shapes) == [[8], [8, config.n_ctx + 1]] for shapes in fed_shapes)
 
 
+def test_a_frozen_student_on_four_cores(tmp_path, dataset, monkeypatch):
+    """It is read into variables of the host, which no checkpoint has, and cut onto the cores."""
+    path, weights = clip_runs.student(tmp_path / "student")
+    config = schema.load(jobs.config(tmp_path, dataset, model="gpt_c", clip={"student": path},
+                                     **MESH))
+    objective = objectives.of_run(config, inputs.dataset_facts(config, "train"),
+                                  frozen.of_run(config, True))
+    hook = AtFirstStep(lambda hook, session: session.run(hook.slices))
+    estimator = estimator_of(config, Meter(), objective)
+    with tpu_systems.pretended(monkeypatch, SHAPE), pytest.raises(tpu_systems.Stop):
+        estimators.run(config, estimator, "train", inputs.train_input_fn(config, 0),
+                       max_steps=4, hooks=[hook])
+    found = {v.op.name: value for v, value in zip(hook.slices, hook.results, strict=True)}
+    for name in ("wte", "h0/mlp/in/kernel", "projection/kernel"):
+        for core in range(4):
+            [part] = [value for key, value in found.items()
+                      if key.endswith(f"clip_student/{name}_slice_{core}")]
+            np.testing.assert_array_equal(part, weights[f"clip_student/{name}"])
+
+
 def types_before(op):
-    """The types of all operations that have to be done before one, by control inputs first."""
-    found, left = {}, list(op.control_inputs)
+    """The types of an operation and of all that has to be done before it."""
+    found, left = {}, [op]
     while left:
         before = left.pop()
         if before.name not in found:
             found[before.name] = before.type
-            left += before.control_inputs
+            left += [*before.control_inputs, *(x.op for x in before.inputs)]
     return set(found.values())
 
 
@@ -169,7 +198,8 @@ def test_evaluation_on_four_cores(tmp_path, dataset, monkeypatch):
     # The host counts a batch with what it does for each.
     [counting] = [op for op in operations if op.type == "AssignAddVariableOp"
                   and op.inputs[0].op.name == "evaluated_batches"]
-    assert "_tpu_replicate" not in counting.node_def.attr
+    assert "_tpu_replicate" not in counting.node_def.attr and "CPU:0" in counting.device
+    assert "OutfeedDequeueTuple" in types_before(counting)
     assert any(counting in op.control_inputs for op in operations)
 
 
@@ -189,11 +219,41 @@ def test_masters_lie_on_all_hosts(tmp_path, dataset, monkeypatch):
     with tpu_systems.pretended(monkeypatch, [2, 2, 1, 2], 2), pytest.raises(tpu_systems.Stop):
         estimators.run(config, estimator, "train", inputs.train_input_fn(config, 0),
                        max_steps=4, hooks=[hook])
-    places = {v.device for v in hook.variables if v.op.name != "global_step"}
-    assert places == {f"/job:worker/task:{host}/device:CPU:0" for host in range(2)}
+    assert places_of(hook.variables) == {f"/job:worker/task:{host}/device:CPU:0"
+                                         for host in range(2)}
     shards = [op for op in hook.graph.get_operations() if op.type == "MergeV2Checkpoints"]
     assert shards and len({op.device for op in hook.graph.get_operations()
                            if op.type == "SaveV2"}) >= 2
+
+
+def places_of(variables):
+    return {v.device for v in variables if v.op.name != "global_step"}
+
+
+def test_evaluation_on_two_hosts(tmp_path, dataset, monkeypatch):
+    """Eight cores; nothing runs. Both hosts feed their cores and hold masters, one counts."""
+    config = schema.load(jobs.config(tmp_path, dataset, train_steps=1, **MESH))
+    run.train(config)
+    config = config.replace(mesh_shape="x:4,y:2")
+
+    class Look(tf.train.SessionRunHook):
+        def begin(self):
+            self.variables = tf.global_variables()
+            self.operations = tf.get_default_graph().get_operations()
+            raise tpu_systems.Stop
+
+    hook, (_server, resolver) = Look(), tpu_systems.resolver()
+    objective = language.Language(config, inputs.dataset_facts(config, "validation"))
+    estimator = estimators.make(config, objective, None, cloud.Tpu("tests", resolver, 8))
+    with tpu_systems.pretended(monkeypatch, [2, 2, 1, 2], 2), pytest.raises(tpu_systems.Stop):
+        estimators.run(config, estimator, "evaluate", inputs.eval_input_fn(config),
+                       steps=inputs.eval_windows(config).batches, hooks=[hook])
+    hosts = {f"/job:worker/task:{host}/device:CPU:0" for host in range(2)}
+    assert places_of(hook.variables) == hosts
+    assert {op.device for op in hook.operations if op.type == "InfeedEnqueueTuple"} == hosts
+    [counting] = [op for op in hook.operations if op.type == "AssignAddVariableOp"
+                  and op.inputs[0].op.name == "evaluated_batches"]
+    assert counting.device in hosts
 
 
 def test_the_host_hands_on_the_scalars_of_a_loop():

@@ -5,6 +5,7 @@ layer of each kind, and with one more of one kind, say what one of all layers ne
 which leaves out what the compiler does differently when memory is short.
 """
 
+import dataclasses
 import logging
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ def of_config(config, tpu, batch=None, taken=None, few=False):
                      f"{len(models)}" if model.n_layer < config.n_layer else "")
         one = _compiled(model, tpu, batch, taken)
         if isinstance(one, preflight.TooLarge):
-            return one
+            return dataclasses.replace(
+                one, layers=model.n_layer if model.n_layer < config.n_layer else None)
         found.append((times, one))
     if len(found) == 1:
         return found[0][1]

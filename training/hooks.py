@@ -180,14 +180,14 @@ class Bar(tf.train.SessionRunHook):
     `counted`), and the bar looks now and then how far it has come.
 
     Attributes:
-      seconds: the time that the runs took, without building and restoring.
+      seconds: the time that the runs took, without building and restoring; on a TPU the first one
+        compiles.
     """
 
     _INTERVAL = 0.5  # seconds between looks
 
     def __init__(self, total, description):
         self._total, self._description = total, description
-        self._stop = threading.Event()
         self.seconds = 0.0
 
     def begin(self):
@@ -195,18 +195,21 @@ class Bar(tf.train.SessionRunHook):
 
     def after_create_session(self, session, coord):
         self._bar = tqdm(total=self._total, desc=self._description, leave=False)
-        self._began = time.monotonic()
+        self._began, self._stop = None, threading.Event()
 
     def before_run(self, run_context):
-        if self._count is not None:
-            self._stop.clear()
-            threading.Thread(target=self._follow, args=(run_context.session,), daemon=True).start()
+        # Other hooks may restore weights when the session is there.
+        self._began = self._began or time.monotonic()
+        if self._count is not None and not self._bar.disable:
+            self._stop = threading.Event()
+            threading.Thread(target=self._follow, daemon=True, args=(
+                run_context.session, self._count, self._bar, self._stop)).start()
 
-    def _follow(self, session):
+    def _follow(self, session, count, bar, stop):
         """Shows how many batches the host has counted, until the run ends or the session fails."""
-        while not self._stop.wait(self._INTERVAL):
+        while not stop.wait(self._INTERVAL):
             try:
-                self._bar.update(int(session.run(self._count)) - self._bar.n)
+                bar.update(int(session.run(count)) - bar.n)
             except (tf.errors.OpError, RuntimeError):  # the run itself says what is wrong
                 return
 
@@ -225,5 +228,7 @@ def counted(metrics):
     count = tf.get_variable(_BATCHES, [], tf.int64, tf.zeros_initializer(), trainable=False,
                             collections=[tf.GraphKeys.LOCAL_VARIABLES, _BATCHES])
     name, (value, update) = next(iter(metrics.items()))
-    with tf.control_dependencies([tf.assign_add(count, 1)]):
+    with tf.control_dependencies([update]):
+        done = tf.assign_add(count, 1)
+    with tf.control_dependencies([done]):
         return {**metrics, name: (value, tf.identity(update))}

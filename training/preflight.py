@@ -13,7 +13,7 @@ _GIB = 2 ** 30
 _WHOLE = 1.4e9  # parameters, above which few layers are compiled
 _LARGEST = 8  # buffers that are shown
 REMEDIES = ("recompute_grad=true, a lower tokens_per_mb_per_replica or train_batch_size, "
-            "precision=bfloat16, or a layout that splits heads, vocab and intermediate_expanded")
+            "precision=bfloat16, or a layout that splits the weights (docs/layouts.md)")
 
 
 def run(config, name, layers=None):
@@ -113,13 +113,17 @@ def _frozen(config):
 def _print_refusal(found, tpu, tried):
     limit = tpu.generation.memory
     needed = "more" if found.needed is None else f"at least {found.needed / _GIB:.2f} GiB"
+    if found.layers:
+        print(f"EXTRAPOLATED: a model of {found.layers} layers is too large already; "
+              "--preflight_layers all compiles all")
     print(f"{tpu.name}: does not fit: a core has {limit / _GIB:.2f} GiB, and the step needs "
           f"{needed}.\nTry --set {REMEDIES}.")
     _print_tried(tried)
     print(f"\n{found.message}")
     _print_json(fits=False, hbm_gib=found.needed and found.needed / _GIB,
                 hbm_limit_gib=limit / _GIB, step_seconds=None, tokens_per_second=None, mfu=None,
-                collectives=[], remedies=tried)
+                collectives=[], remedies=tried,
+                **({"extrapolated_from_layers": [found.layers]} if found.layers else {}))
 
 
 def _print_report(found, config, tpu, tried):
