@@ -87,7 +87,11 @@ def draw(points, path):
         plot.plot(sizes, [p["seconds"] * 1e3 for p in found], "o-", label="measured")
         plot.plot(sizes, [p["predicted"] * 1e3 for p in found], "--", label="by the FLOPs")
         plot.set_xscale("log", base=2)
-        plot.set_yscale("log", base=2)
+        low, high = (pick(p["seconds"] for p in found) for pick in (min, max))
+        if high > 2 * low:
+            plot.set_yscale("log", base=2)
+        else:
+            plot.set_ylim(bottom=0)
         plot.set_xticks(sizes, [f"{size:,}" for size in sizes])
         plot.yaxis.set_major_formatter("{x:,.0f}")
         plot.set_title(f"{axis} (base {BASE[axis]:,})")
