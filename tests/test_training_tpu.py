@@ -181,6 +181,13 @@ def types_before(op):
     return set(found.values())
 
 
+def counting_of(operations):
+    """The one operation that counts an evaluation's batches."""
+    [counting] = [op for op in operations if op.type == "AssignAddVariableOp"
+                  and op.inputs[0].op.name == "evaluated_batches"]
+    return counting
+
+
 def test_evaluation_on_four_cores(tmp_path, dataset, monkeypatch):
     path = jobs.config(tmp_path, dataset, train_steps=1, **MESH)
     config = schema.load(path)
@@ -196,64 +203,52 @@ def test_evaluation_on_four_cores(tmp_path, dataset, monkeypatch):
     operations = hook.graph.get_operations()
     assert any(op.type == "OutfeedDequeueTuple" for op in operations)
     # The host counts a batch with what it does for each.
-    [counting] = [op for op in operations if op.type == "AssignAddVariableOp"
-                  and op.inputs[0].op.name == "evaluated_batches"]
+    counting = counting_of(operations)
     assert "_tpu_replicate" not in counting.node_def.attr and "CPU:0" in counting.device
     assert "OutfeedDequeueTuple" in types_before(counting)
     assert any(counting in op.control_inputs for op in operations)
 
 
-def test_masters_lie_on_all_hosts(tmp_path, dataset, monkeypatch):
-    """Eight cores of two hosts; nothing runs."""
-    config = schema.load(jobs.config(tmp_path, dataset, mesh_shape="x:4,y:2",
-                                     layout="batch:x,heads:y,vocab:y"))
+TWO_HOSTS = {f"/job:worker/task:{host}/device:CPU:0" for host in range(2)}
 
+
+def graph_on_two_hosts(monkeypatch, config, job, *args, **kwargs):
+    """(Places of the masters, operations) of a job's graph, for eight cores; nothing runs."""
     class Look(tf.train.SessionRunHook):
         def begin(self):
-            self.variables, self.graph = tf.global_variables(), tf.get_default_graph()
+            self.places = {v.device for v in tf.global_variables() if v.op.name != "global_step"}
+            self.operations = tf.get_default_graph().get_operations()
             raise tpu_systems.Stop
 
     hook, (_server, resolver) = Look(), tpu_systems.resolver()
     objective = language.Language(config, inputs.dataset_facts(config, "train"))
     estimator = estimators.make(config, objective, Meter(), cloud.Tpu("tests", resolver, 8))
     with tpu_systems.pretended(monkeypatch, [2, 2, 1, 2], 2), pytest.raises(tpu_systems.Stop):
-        estimators.run(config, estimator, "train", inputs.train_input_fn(config, 0),
-                       max_steps=4, hooks=[hook])
-    assert places_of(hook.variables) == {f"/job:worker/task:{host}/device:CPU:0"
-                                         for host in range(2)}
-    shards = [op for op in hook.graph.get_operations() if op.type == "MergeV2Checkpoints"]
-    assert shards and len({op.device for op in hook.graph.get_operations()
-                           if op.type == "SaveV2"}) >= 2
+        estimators.run(config, estimator, job, *args, hooks=[hook], **kwargs)
+    return hook.places, hook.operations
 
 
-def places_of(variables):
-    return {v.device for v in variables if v.op.name != "global_step"}
+def test_masters_lie_on_all_hosts(tmp_path, dataset, monkeypatch):
+    config = schema.load(jobs.config(tmp_path, dataset, mesh_shape="x:4,y:2",
+                                     layout="batch:x,heads:y,vocab:y"))
+    places, operations = graph_on_two_hosts(monkeypatch, config, "train",
+                                            inputs.train_input_fn(config, 0), max_steps=4)
+    assert places == TWO_HOSTS
+    shards = [op for op in operations if op.type == "MergeV2Checkpoints"]
+    assert shards and len({op.device for op in operations if op.type == "SaveV2"}) >= 2
 
 
 def test_evaluation_on_two_hosts(tmp_path, dataset, monkeypatch):
-    """Eight cores; nothing runs. Both hosts feed their cores and hold masters, one counts."""
+    """Both hosts feed their cores and hold masters, one counts."""
     config = schema.load(jobs.config(tmp_path, dataset, train_steps=1, **MESH))
     run.train(config)
     config = config.replace(mesh_shape="x:4,y:2")
-
-    class Look(tf.train.SessionRunHook):
-        def begin(self):
-            self.variables = tf.global_variables()
-            self.operations = tf.get_default_graph().get_operations()
-            raise tpu_systems.Stop
-
-    hook, (_server, resolver) = Look(), tpu_systems.resolver()
-    objective = language.Language(config, inputs.dataset_facts(config, "validation"))
-    estimator = estimators.make(config, objective, None, cloud.Tpu("tests", resolver, 8))
-    with tpu_systems.pretended(monkeypatch, [2, 2, 1, 2], 2), pytest.raises(tpu_systems.Stop):
-        estimators.run(config, estimator, "evaluate", inputs.eval_input_fn(config),
-                       steps=inputs.eval_windows(config).batches, hooks=[hook])
-    hosts = {f"/job:worker/task:{host}/device:CPU:0" for host in range(2)}
-    assert places_of(hook.variables) == hosts
-    assert {op.device for op in hook.operations if op.type == "InfeedEnqueueTuple"} == hosts
-    [counting] = [op for op in hook.operations if op.type == "AssignAddVariableOp"
-                  and op.inputs[0].op.name == "evaluated_batches"]
-    assert counting.device in hosts
+    places, operations = graph_on_two_hosts(
+        monkeypatch, config, "evaluate", inputs.eval_input_fn(config),
+        steps=inputs.eval_windows(config).batches)
+    assert places == TWO_HOSTS
+    assert {op.device for op in operations if op.type == "InfeedEnqueueTuple"} == TWO_HOSTS
+    assert counting_of(operations).device in TWO_HOSTS
 
 
 def test_the_host_hands_on_the_scalars_of_a_loop():

@@ -195,13 +195,13 @@ class Bar(tf.train.SessionRunHook):
 
     def after_create_session(self, session, coord):
         self._bar = tqdm(total=self._total, desc=self._description, leave=False)
-        self._began, self._stop = None, threading.Event()
+        self._began = None
 
     def before_run(self, run_context):
         # Other hooks may restore weights when the session is there.
         self._began = self._began or time.monotonic()
+        self._stop = threading.Event()
         if self._count is not None and not self._bar.disable:
-            self._stop = threading.Event()
             threading.Thread(target=self._follow, daemon=True, args=(
                 run_context.session, self._count, self._bar, self._stop)).start()
 
