@@ -126,7 +126,7 @@ class Ours:
 
         for batch in read_batches(self._args, self._inputs[0], [0, 0]):
             if batch.documents:
-                yield [document.text for document in batch.documents]
+                yield [text for some in batch.documents for text in some.texts]
 
 
 def theirs(batches, encode, eos_id, path):

@@ -1,11 +1,12 @@
 """Finds the inputs of a command line and reads their documents in batches."""
 
 import collections
+import itertools
 import random
 import sys
 
 import sources
-from encoding import Document
+from encoding import Documents
 
 from configs.errors import UserError
 
@@ -13,7 +14,7 @@ BATCH_CHARACTERS = 1 << 20
 BATCH_DOCUMENTS = 4096
 
 Batch = collections.namedtuple("Batch", "documents end read problems")
-Batch.__doc__ = """Documents, and what was met on the way to them.
+Batch.__doc__ = """A list of encoding.Documents, and what was met on the way to them.
 
 `end` is the place behind them, [number of the file in reading order, documents of it that are
 done]; `read` the stored bytes read, `problems` lines on inputs left out, both since the batch
@@ -65,15 +66,15 @@ def read_batches(args, paths, begin):
     Yields:
         Batch; the last one ends behind the last file.
     """
-    held, characters, read, problems = [], 0, [0], []
+    held, count, characters, read, problems = [], 0, 0, [0], []
 
-    def add_read(count):
-        read[0] += count
+    def add_read(size):
+        read[0] += size
 
     def take(end):
-        nonlocal held, characters, problems
-        batch = Batch(held, end, read[0], problems)
-        held, characters, problems, read[0] = [], 0, [], 0
+        nonlocal held, count, characters, problems
+        batch = Batch([some for some in held if some.texts], end, read[0], problems)
+        held, count, characters, problems, read[0] = [], 0, 0, [], 0
         return batch
 
     order = reading_order(len(paths), args.seed)
@@ -81,11 +82,13 @@ def read_batches(args, paths, begin):
         path = paths[order[place]]
         on_bad = None if args.on_error == "refuse" else lambda line: problems.append(line)
         stream = sources.documents(path, args.text_key, on_bad, add_read, args.maximum_size)
-        for number, text in enumerate(stream):
-            if place == begin[0] and number < begin[1]:
-                continue
-            held.append(Document(path, order[place], number, text))
+        first = begin[1] if place == begin[0] else 0
+        held.append(Documents(path, order[place], first, []))
+        for number, text in itertools.islice(enumerate(stream), first, None):
+            held[-1].texts.append(text)
+            count += 1
             characters += len(text)
-            if characters >= BATCH_CHARACTERS or len(held) >= BATCH_DOCUMENTS:
+            if characters >= BATCH_CHARACTERS or count >= BATCH_DOCUMENTS:
                 yield take([place, number + 1])
+                held.append(Documents(path, order[place], number + 1, []))
     yield take([len(paths), 0])

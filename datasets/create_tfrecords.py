@@ -93,8 +93,8 @@ def train_characters(args, paths, output):
 
     from encoders import char
     job = make_job(args, "char", ())
-    texts = (normalise(job, document.text)
-             for batch in read_batches(args, paths, [0, 0]) for document in batch.documents)
+    texts = (normalise(job, text) for batch in read_batches(args, paths, [0, 0])
+             for some in batch.documents for text in some.texts)
     output.write_new(output.encoder, char.train(texts).to_str(pretty=True))
 
 

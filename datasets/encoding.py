@@ -5,6 +5,7 @@ Nothing here imports TensorFlow: every worker process imports this module.
 
 import dataclasses
 import hashlib
+import itertools
 import typing
 
 import numpy as np
@@ -40,13 +41,16 @@ class Job:
     seed: int
 
 
-class Document(typing.NamedTuple):
-    """A text and its place: the file, its number in natural order, the document's in the file."""
+class Documents(typing.NamedTuple):
+    """Texts that follow each other in a file, which has a number in natural order.
+
+    `first` is the number in the file of the first of them.
+    """
 
     path: str
     file: int
-    number: int
-    text: str
+    first: int
+    texts: list
 
 
 class Encoded(typing.NamedTuple):
@@ -80,27 +84,39 @@ def normalise(job, text):
     return ftfy.fix_text(text)
 
 
-def _in_validation(job, document):
+def _in_validation(job, file, number):
     """Whether a whole document belongs to validation: a hash of the seed and its place."""
-    if not job.val_fraction:
-        return False
-    place = f"{job.seed}:{document.file}:{document.number}".encode()
+    place = f"{job.seed}:{file}:{number}".encode()
     value = int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big")
     return value < job.val_fraction * 2 ** 64
 
 
-def split_document(job, document):
-    """Cuts a document into its parts: [(split, text), …], parts without text left out."""
-    text = normalise(job, document.text)
-    if not job.val_tail:
-        return [(SPLITS[_in_validation(job, document)], text)]
-    cut = int(len(text) * (1 - job.val_fraction))
-    return [(split, part) for split, part in zip(SPLITS, (text[:cut], text[cut:]), strict=True)
-            if part]
+def _parts(job, documents):
+    """What is encoded of documents: (texts, the number in SPLITS of each).
+
+    With val_tail a document has two, one behind the other, either of which may be empty.
+    """
+    texts = [normalise(job, text) for some in documents for text in some.texts]
+    if job.val_tail:
+        cuts = [int(len(text) * (1 - job.val_fraction)) for text in texts]
+        texts = [part for text, cut in zip(texts, cuts, strict=True)
+                 for part in (text[:cut], text[cut:])]
+        return texts, np.arange(len(texts)) % 2
+    if not job.val_fraction:
+        return texts, np.zeros(len(texts), np.int64)
+    return texts, np.array([_in_validation(job, file, number)
+                            for _, file, number in _places(documents)], np.int64)
+
+
+def _places(documents):
+    """Yields (path, the file's number, the document's in it) of each document."""
+    for some in documents:
+        for number in range(some.first, some.first + len(some.texts)):
+            yield some.path, some.file, number
 
 
 def encode_documents(job, encoder, documents):
-    """Encodes a batch of documents.
+    """Encodes a batch, a list of Documents.
 
     Returns:
         Result.
@@ -108,25 +124,23 @@ def encode_documents(job, encoder, documents):
     Raises:
         UserError: the encoder has no ids for a document; names its place.
     """
-    parts = [split_document(job, document) for document in documents]
-    texts = [text for pieces in parts for _, text in pieces]
-    tokens, lengths = _encode(encoder, documents, parts)
+    texts, of = _parts(job, documents)
+    parts = 2 if job.val_tail else 1
+    tokens, lengths = _encode(encoder, documents, texts, parts)
     tokens, lengths = np.asarray(tokens), np.array(lengths, np.int64)
-    owners = np.repeat(np.arange(len(parts)), np.array(list(map(len, parts)), np.int64))
-    sizes = np.bincount(owners, lengths, len(parts)).astype(np.int64)
+    sizes = lengths.reshape(-1, parts).sum(1)
     small = sizes < max(job.minimum_size, 1)
-    kept = (lengths > 0) & ~small[owners]
-    of = np.array([SPLITS.index(split) for pieces in parts for split, _ in pieces], np.int64)
+    kept = (lengths > 0) & ~np.repeat(small, parts)
     splits = {split: _selected(job, encoder, texts, tokens, lengths, kept & (of == number))
               for number, split in enumerate(SPLITS)}
-    return Result(splits, len(documents), int(sizes.sum() + kept.sum() * len(job.separator)),
+    return Result(splits, len(sizes), int(sizes.sum() + kept.sum() * len(job.separator)),
                   int(small.sum()), int(sizes[small].sum()))
 
 
 def _selected(job, encoder, texts, tokens, lengths, chosen):
     """The Encoded of some of the texts, each with the separator behind it."""
     tokens, lengths = tokens[np.repeat(chosen, lengths)], lengths[chosen]
-    texts = [text for text, is_chosen in zip(texts, chosen, strict=True) if is_chosen]
+    texts = list(itertools.compress(texts, chosen))
     text_bytes = [len(text if text.isascii() else text.encode("utf-8")) for text in texts]
     width, number = len(job.separator), len(lengths)
     separated = np.insert(tokens, np.repeat(np.cumsum(lengths), width),
@@ -135,17 +149,17 @@ def _selected(job, encoder, texts, tokens, lengths, chosen):
                    text_bytes if encoder.lossless else encoder.decoded_sizes(tokens, lengths))
 
 
-def _encode(encoder, documents, parts):
-    """Packed ids of all parts in order; on a failure finds the document that caused it."""
+def _encode(encoder, documents, texts, parts):
+    """Packed ids of texts, so many parts of each document; a failure names the document."""
     try:
-        return encoder.encode_packed([text for pieces in parts for _, text in pieces])
+        return encoder.encode_packed(texts)
     except UserError:
-        for document, pieces in zip(documents, parts, strict=True):
+        places = (place for place in _places(documents) for _ in range(parts))
+        for (path, _, number), text in zip(places, texts, strict=True):
             try:
-                encoder.encode_batch([text for _, text in pieces])
+                encoder.encode(text)
             except UserError as error:
-                raise UserError(f"{document.path}, document {document.number} (the first is 0): "
-                                f"{error}") from error
+                raise UserError(f"{path}, document {number} (the first is 0): {error}") from error
         raise
 
 

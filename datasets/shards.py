@@ -6,6 +6,7 @@ finished shard is the parts joined, the same bytes wherever checkpoints fell.
 """
 
 import collections
+import itertools
 import os
 
 import numpy as np
@@ -78,8 +79,9 @@ class SplitWriter:
         self._offset = state["offset"]  # bytes in the shard so far
         self._start = state["start"]  # tokens of the split in records so far
         self._leftover = np.array(state["leftover"], np.int64)
-        # documents not yet counted: (first token's place in the split, bytes, decoded bytes)
-        self._beginnings = collections.deque(state["beginnings"])
+        # Of each document not yet counted its first token's place in the split, its bytes and
+        # its decoded bytes, one behind the other: a tuple a document is work for the collector.
+        self._beginnings = collections.deque(itertools.chain.from_iterable(state["beginnings"]))
 
     @property
     def shards(self):
@@ -94,8 +96,8 @@ class SplitWriter:
     def add(self, encoded):
         """Adds documents (encoding.Encoded)."""
         places = self._start + len(self._leftover) + np.cumsum([0, *encoded.lengths])
-        self._beginnings.extend(zip(places[:-1].tolist(), encoded.text_bytes,
-                                    encoded.decoded_bytes, strict=True))
+        self._beginnings.extend(itertools.chain.from_iterable(zip(
+            places[:-1].tolist(), encoded.text_bytes, encoded.decoded_bytes, strict=True)))
         if not self._chunk_size:
             for begin, end in zip(places[:-1] - places[0], places[1:] - places[0], strict=True):
                 self._write(serialise(encoded.tokens[begin:end]), int(end - begin))
@@ -108,7 +110,7 @@ class SplitWriter:
 
     def add_record(self, record, tokens, text_bytes, decoded_bytes):
         """Adds a record of documents mode that is serialised already, with its facts."""
-        self._beginnings.append((self._start, text_bytes, decoded_bytes))
+        self._beginnings += self._start, text_bytes, decoded_bytes
         self._write(record, tokens)
 
     def finish(self):
@@ -125,7 +127,8 @@ class SplitWriter:
             self._parts.append(self._close_part())
         return {"shards": self._shards, "parts": self._parts, "facts": self._facts,
                 "offset": self._offset, "start": self._start,
-                "leftover": self._leftover.tolist(), "beginnings": list(self._beginnings)}
+                "leftover": self._leftover.tolist(),
+                "beginnings": np.reshape(self._beginnings, [-1, 3]).tolist()}
 
     def sweep(self):
         """Deletes parts of finished shards; call it once a checkpoint without them is stored."""
@@ -163,11 +166,12 @@ class SplitWriter:
         facts["tokens"] += tokens
         self._offset += FRAMING + len(record)
         self._start += tokens
-        while self._beginnings and self._beginnings[0][0] < self._start:
-            _, text_bytes, decoded_bytes = self._beginnings.popleft()
+        waiting = self._beginnings
+        while waiting and waiting[0] < self._start:
+            waiting.popleft()
             facts["documents"] += 1
-            facts["bytes"] += text_bytes
-            facts["decoded_bytes"] += decoded_bytes
+            facts["bytes"] += waiting.popleft()
+            facts["decoded_bytes"] += waiting.popleft()
         if facts["records"] == self._files_per:
             self._finish_shard()
 

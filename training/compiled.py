@@ -9,7 +9,7 @@ import dataclasses
 import logging
 from typing import NamedTuple
 
-from mesh import preflight
+from mesh import preflight, processes
 from mesh.estimate import Traffic
 from training import ahead, flops, proxies
 
@@ -82,9 +82,8 @@ def _of_few(config):
 
 
 def _compiled(config, tpu, batch, taken):
-    facts, specs = batch or proxies.facts_and_specs(config)
-    objective = proxies.objective(config, facts, taken or proxies.frozen_of(config))
-    program, impl = ahead.program(config, objective, specs, tpu.torus)
+    program, of_token = _program(config, tpu, batch, taken)
+    processes.give_memory_back()  # gigabytes of a large model's graph; the compiler needs more
     found = preflight.compile_for(program, tpu, config.mesh)
     if isinstance(found, preflight.TooLarge):
         return found
@@ -92,8 +91,15 @@ def _compiled(config, tpu, batch, taken):
     return Found(found.memory, found.seconds, found.traffic,
                  {"count": sum(x.times for x in moved),
                   "bytes": sum(x.bytes * x.times for x in moved)},
-                 flops.of_token(config, (variable for variable, *_ in impl.variables.values())),
-                 found.arguments, found.buffers, found.peak)
+                 of_token, found.arguments, found.buffers, found.peak)
+
+
+def _program(config, tpu, batch, taken):
+    """(a mesh.ahead.Program, the model's FLOPs for each token) of a step."""
+    facts, specs = batch or proxies.facts_and_specs(config)
+    objective = proxies.objective(config, facts, taken or proxies.frozen_of(config))
+    program, impl = ahead.program(config, objective, specs, tpu.torus)
+    return program, flops.of_token(config, (variable for variable, *_ in impl.variables.values()))
 
 
 def _added(found):
