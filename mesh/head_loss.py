@@ -8,7 +8,10 @@ from mesh.slices import SliceOperation
 
 # Float32 logits of a block, and the most blocks: more would save little, as all of them add to one
 # gradient of the kernel, and would make smaller matrix products.
-_BLOCK_BYTES, _MOST_BLOCKS = 96 << 20, 16
+_BLOCK_BYTES, _MOST_BLOCKS = 128 << 20, 16
+
+# Of a target; the loss of a smaller one is not taken from it, which may be 0 in float32.
+_LEAST_PROBABILITY = 1e-30
 
 
 def linear_cross_entropy(x, kernel, bias, targets, weights, dim, n_valid, name="head_loss"):
@@ -119,15 +122,13 @@ class _Head:
         if slices.is_split(dim):
             start = slices.start(dim)
         z = slices.map(lambda v: tf.cast(v, tf.float32), logits)
+        if start is None and slices.have_devices:
+            p = slices.map(tf.nn.softmax, z)  # one kernel
+            losses = slices.map(_losses, z, p, t)
+            return losses, slices.map(_minus_in_place, p, t, losses)
         at = functools.partial(at_target, in_program=in_program)
         chosen = slices.sum(map_from(slices, at, start, z, t), dim)
         top = slices.max(slices.map(lambda z: tf.reduce_max(z, -1), z), dim)
-        if start is None and slices.have_devices:
-            # One kernel; the greatest probability is 1/Σ exp(z − top).
-            p = slices.map(tf.nn.softmax, z)
-            log_z = slices.map(lambda p, top: top - tf.log(tf.reduce_max(p, -1)), p, top)
-            return (slices.map(tf.subtract, log_z, chosen),
-                    slices.map(_minus_in_place, p, t, log_z))
         total = slices.sum(slices.map(
             lambda z, top: tf.reduce_sum(tf.exp(z - top[:, None]), -1), z, top), dim)
         log_z = slices.map(lambda total, top: top + tf.log(total), total, top)
@@ -169,6 +170,17 @@ def _cut(block):
 def _flat(dims):
     """Joins the first dimensions of a tensor, as many as are given, to one."""
     return lambda v: tf.reshape(v, [-1, *v.shape[dims:]])
+
+
+def _losses(z, p, t):
+    """−log p[t] of logits z [rows, dim] and p, their softmax."""
+    found = at_target(p, t, None)
+
+    def by_maxima():
+        # Two passes over all classes. The greatest probability is 1/Σ exp(z − max z).
+        return tf.reduce_max(z, -1) - tf.log(tf.reduce_max(p, -1)) - at_target(z, t, None)
+
+    return tf.cond(tf.reduce_min(found) < _LEAST_PROBABILITY, by_maxima, lambda: -tf.log(found))
 
 
 def _minus_in_place(p, t, after):
