@@ -41,8 +41,8 @@ def write_atomically(path, text):
 def serialise(tokens):
     """A record: tf.train.Example with the int64 list "text", from a numpy array [tokens]."""
     example = tf.train.Example()
-    # protobuf takes Python ints twice as fast as numpy's
-    example.features.feature["text"].int64_list.value.extend(tokens.tolist())
+    # protobuf takes Python ints twice as fast as numpy's, and a list sooner at once than extending
+    example.features.feature["text"].int64_list.value[:] = tokens.tolist()
     return example.SerializeToString()
 
 
