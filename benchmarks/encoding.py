@@ -37,7 +37,7 @@ def parse_args(argv=None):
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--text", nargs="+", metavar="PATH", help="texts, as create_tfrecords.py takes "
                    "them (the world's)")
-    p.add_argument("--megabytes", type=float, default=1.0, help="of the world's (%(default)s)")
+    p.add_argument("--megabytes", type=float, default=4.0, help="of the world's (%(default)s)")
     p.add_argument("--encoders", nargs="+", choices=["clip", "gpt2"], default=["clip", "gpt2"])
     p.add_argument("--openai", metavar="DIR", help="a directory with simple_tokenizer.py and "
                    "bpe_simple_vocab_16e6.txt.gz of openai/CLIP; without it they are fetched")
@@ -171,9 +171,11 @@ def measure(args, name, paths, directory):
     encoder, peers = peers_of(name, args, directory)
     ours = Ours(paths, encoder, os.path.join(directory, name))
     texts = [text for batch in ours.documents() for text in batch]
-    size, ids = sum(len(text.encode()) for text in texts), encoder.encode_batch(texts)
-    same = {peer: sum(map(list.__eq__, ids, encode(texts))) / len(texts)
+    size, documents = sum(len(text.encode()) for text in texts), len(texts)
+    ids = encoder.encode_batch(texts)
+    same = {peer: sum(map(list.__eq__, ids, encode(texts))) / documents
             for peer, encode in peers.items()}
+    del texts, ids  # what is timed has no more in memory than it needs
     target = os.path.join(directory, "theirs.tfrecords")
     seconds = in_turn.timed({"ours": ours, **{
         peer: lambda encode=encode: theirs(ours.documents(), encode, encoder.eos_id, target)
@@ -182,7 +184,7 @@ def measure(args, name, paths, directory):
         with in_turn.profiled(os.path.join(args.profile, name)):
             ours()
     one = statistics.median(seconds["ours"])
-    return [{"encoder": name, "peer": peer, "bytes": size, "documents": len(texts),
+    return [{"encoder": name, "peer": peer, "bytes": size, "documents": documents,
              "megabytes_per_second": size / one / 1e6,
              "their_megabytes_per_second": size / statistics.median(seconds[peer]) / 1e6,
              "ratio": statistics.median(seconds[peer]) / one, "same_documents": same[peer],

@@ -83,12 +83,14 @@ def read_batches(args, paths, begin):
         on_bad = None if args.on_error == "refuse" else lambda line: problems.append(line)
         stream = sources.documents(path, args.text_key, on_bad, add_read, args.maximum_size)
         first = begin[1] if place == begin[0] else 0
-        held.append(Documents(path, order[place], first, []))
+        texts = []
+        held.append(Documents(path, order[place], first, texts))
         for number, text in itertools.islice(enumerate(stream), first, None):
-            held[-1].texts.append(text)
+            texts.append(text)
             count += 1
             characters += len(text)
             if characters >= BATCH_CHARACTERS or count >= BATCH_DOCUMENTS:
                 yield take([place, number + 1])
-                held.append(Documents(path, order[place], number + 1, []))
+                texts = []
+                held.append(Documents(path, order[place], number + 1, texts))
     yield take([len(paths), 0])

@@ -89,12 +89,12 @@ def check_numbers(args):
 def train_characters(args, paths, output):
     """Writes the encoder of all characters of the inputs, the first pass of a bare `char`."""
     from batches import read_batches
-    from encoding import normalise
+    from encoding import texts_of
 
     from encoders import char
     job = make_job(args, "char", ())
-    texts = (normalise(job, text) for batch in read_batches(args, paths, [0, 0])
-             for some in batch.documents for text in some.texts)
+    texts = (text for batch in read_batches(args, paths, [0, 0])
+             for text in texts_of(job, batch.documents))
     output.write_new(output.encoder, char.train(texts).to_str(pretty=True))
 
 

@@ -76,12 +76,13 @@ class Result(typing.NamedTuple):
     dropped_tokens: int
 
 
-def normalise(job, text):
-    """The text that is encoded: the document itself, or what ftfy makes of it."""
+def texts_of(job, documents):
+    """The texts of Documents as they are encoded: as they are, or as ftfy mends them."""
+    texts = [text for some in documents for text in some.texts]
     if not job.ftfy:
-        return text
+        return texts
     import ftfy
-    return ftfy.fix_text(text)
+    return list(map(ftfy.fix_text, texts))
 
 
 def _in_validation(job, file, number):
@@ -96,7 +97,7 @@ def _parts(job, documents):
 
     With val_tail a document has two, one behind the other, either of which may be empty.
     """
-    texts = [normalise(job, text) for some in documents for text in some.texts]
+    texts = texts_of(job, documents)
     if job.val_tail:
         cuts = [int(len(text) * (1 - job.val_fraction)) for text in texts]
         texts = [part for text, cut in zip(texts, cuts, strict=True)

@@ -34,6 +34,7 @@ from records import retrying  # noqa: E402
 TFDS = "tfds:"
 LARGEST = 1 << 30  # bytes of a document, unless more are stored
 _SCAN = json.JSONDecoder().scan_once
+_BLANK = object()
 GLOB = re.compile(r"[*?\[{]")
 
 
@@ -216,11 +217,14 @@ def _records(where, records, parse, text_key, report):
 
     Args:
         where: what stands before a record's number in messages.
-        parse: a function from a record to its JSON value.
+        parse: a function from a record to its JSON value, or to _BLANK if it is none.
     """
     for number, record in records:
         try:
-            text = _text_of(parse(record), text_key)
+            value = parse(record)
+            if value is _BLANK:
+                continue
+            text = _text_of(value, text_key)
         except KeyError:
             report.bad(f"{where} {number}",
                        f"no key {text_key!r}; name the text's key with --text_key")
@@ -232,9 +236,8 @@ def _records(where, records, parse, text_key, report):
 
 def _read_jsonl(name, stream, text_key, report):
     """One JSON record a line: {"text": …, …} or a bare string."""
-    numbered = ((number, line) for number, line in enumerate(lines(stream, report.largest), 1)
-                if not line.isspace())
-    yield from _records(f"{name} line", numbered, _parsed, text_key, report)
+    yield from _records(f"{name} line", enumerate(lines(stream, report.largest), 1), _parsed,
+                        text_key, report)
 
 
 def _parsed(line):
@@ -246,6 +249,8 @@ def _parsed(line):
             return value
     except (ValueError, StopIteration):
         pass
+    if line.isspace():
+        return _BLANK
     return json.loads(line)  # blanks around it, another encoding, or an error that says where
 
 
