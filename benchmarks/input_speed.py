@@ -7,6 +7,7 @@ is read alone, confined to one core: chunks of a stream, and stitched documents.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -66,7 +67,8 @@ def write_datasets(directory, documents, shortest):
 def confine(cores):
     """Confines all threads of the process to some cores."""
     for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), cores)
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), cores)
 
 
 class Source:
