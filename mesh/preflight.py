@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from configs.errors import UserError
-from mesh import buffers, compile_cache, estimate, pjrt, torus
+from mesh import buffers, compile_cache, estimate, pjrt, processes, torus
 from mesh.optimized import Schedule
 
 ABSENT = ("the TPU compiler is not installed; `make preflight-env` installs it "
@@ -107,6 +107,7 @@ def compile_for(program, tpu, mesh):
 
 def _answer(program, tpu):
     """What mesh.compiler writes of a program: a line of JSON, then the optimized program."""
+    processes.give_memory_back()  # gigabytes of a large model's graph; the compiler needs more
     done = subprocess.run(
         [sys.executable, "-m", "mesh.compiler", tpu.topology, str(program.cores)],
         input=program.module, capture_output=True, cwd=_ROOT)

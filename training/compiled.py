@@ -9,7 +9,7 @@ import dataclasses
 import logging
 from typing import NamedTuple
 
-from mesh import preflight, processes
+from mesh import preflight
 from mesh.estimate import Traffic
 from training import ahead, flops, proxies
 
@@ -83,7 +83,6 @@ def _of_few(config):
 
 def _compiled(config, tpu, batch, taken):
     program, of_token = _program(config, tpu, batch, taken)
-    processes.give_memory_back()  # gigabytes of a large model's graph; the compiler needs more
     found = preflight.compile_for(program, tpu, config.mesh)
     if isinstance(found, preflight.TooLarge):
         return found
@@ -95,7 +94,7 @@ def _compiled(config, tpu, batch, taken):
 
 
 def _program(config, tpu, batch, taken):
-    """(a mesh.ahead.Program, the model's FLOPs for each token) of a step."""
+    """(a mesh.ahead.Program, the model's FLOPs for each token) of a step; the graph is let go."""
     facts, specs = batch or proxies.facts_and_specs(config)
     objective = proxies.objective(config, facts, taken or proxies.frozen_of(config))
     program, impl = ahead.program(config, objective, specs, tpu.torus)
