@@ -207,6 +207,8 @@ def dataset_facts(config, split):
         shards = [[shard.path.rpartition("/")[2], shard.records, shard.tokens]
                   for shard in source.split.shards]
         reader = sources.windows(config, number, source)
+        if source.remark:
+            logging.info("note: dataset %s: %s", source.entry.id, source.remark)
         if reader.left_out:
             logging.info("dataset %s: %d windows an epoch; %s", source.entry.id, reader.windows,
                          reader.left_out)

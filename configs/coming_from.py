@@ -90,8 +90,8 @@ def page() -> str:
         "Files of `dataset_configs`:\n",
         _keys("Key", {key: _dataset_key(key, text) for key, text in tables.NEO_DATASET.items()}),
         "main.py and run_experiment.py:\n",
-        _keys("Flag", {**{flag_: flag(flag_, tables.NEO_FLAG_REMARKS.get(flag_, ""))
-                          for flag_ in tables.NEO_FLAGS}, **tables.EXPERIMENT_FLAGS}),
+        _keys("Flag", {flag_: flag(flag_, tables.NEO_FLAG_REMARKS.get(flag_, ""))
+                       for flag_ in tables.NEO_FLAGS}),
         "create_tfrecords.py:\n", _keys("Flag", _or_same(tables.TFRECORDS_FLAGS)),
         "train_tokenizer.py:\n", _keys("Flag", _or_same(tables.TOKENIZER_FLAGS)),
         CONNORJL.format(defaults=defaults, numbers=numbers),
@@ -104,9 +104,7 @@ def page() -> str:
         "Its scripts:\n",
         _keys("Flag", {name: text or flag(name) for name, text in tables.JAX_FLAGS.items()}),
         HUGGING_FACE, _keys("Key", _or_same(tables.HUGGING_FACE)),
-        FEATURES, table(("What they do", "Here"), [
-            (name, flag(text) if text.startswith("--") else text)
-            for name, text in tables.FEATURES.items()]) + "\n",
+        FEATURES, table(("What they do", "Here"), list(tables.FEATURES.items())) + "\n",
     ])
 
 
@@ -143,6 +141,8 @@ def jax() -> dict[str, str]:
 
 def flag(name: str, remark: str = "") -> str:
     """What a flag of an older main.py is here."""
+    if name in old_flags.MAIN:
+        return old_flags.MAIN[name]
     if name in old_flags.UNNEEDED:
         return f"not needed: {old_flags.UNNEEDED[name][1]}"
     state = f"works; now `{old_flags.TAKEN[name][1]}`" if name in old_flags.TAKEN else "same"

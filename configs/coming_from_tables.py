@@ -5,7 +5,9 @@ A text says what a key or flag is here. An empty one means that the tables of th
 a key, a flag or a path of this project, which a test looks up.
 """
 
-# GPT-Neo's keys, in the order of its README, and those that its code sets itself.
+from configs import old_flags
+
+# GPT-Neo's keys, in the order of its README, those that its code sets itself, and former ones.
 NEO = {key: "" for key in """
     n_embd n_head n_layer n_vocab n_ctx attention_types embed_dropout res_dropout attn_dropout
     local_attention_radius num_mem_kv rotary_emb axial_pos_emb activation_fn activation_function
@@ -20,7 +22,8 @@ NEO = {key: "" for key in """
     use_tpu num_cores gpu_ids steps_per_checkpoint auto_layout auto_layout_and_mesh_shape predict
     export slow_sampling sampling_use_entmax mode causal num_microbatches eval_task
     dataset_configs padding_id eos_id lambada_tokens_path lambada_n_steps batch_size
-    context n_heads""".split()}
+    context n_heads local dataset_ids microbatches_per_batch fixed_attn_block_size layer_offset
+    beta1_adam stop_at_token autostack""".split()}
 
 # Said by another key.
 NEO_MEANINGS = {
@@ -29,6 +32,10 @@ NEO_MEANINGS = {
     "scalenorm": "`norm`",
     "entmax_loss": "`entmax_alpha`: true is 1.3",
     "batch_size": "`train_batch_size`; there it is set by the code",
+    "local": "`attention_types`: true is local in all layers, with a `local_attention_radius` of "
+             "128, where those keys are absent",
+    "microbatches_per_batch": "`tokens_per_mb_per_replica`, so many that there are as many "
+                              "microbatches",
 }
 
 # What a user should know although the key is the same.
@@ -43,14 +50,18 @@ NEO_REMARKS = {
                     "it for its decay rate, and then it is 0 here",
     "gradient_clipping": "null and 0 are no limit",
     "precision": "weights stay float32; bf16 is understood too",
+    "log_grads": "norms are named gradient_norms/ and the weight's name; those of the whole and "
+                 "of groups of weights are always there",
     "eval_batch_size": "absent it is train_batch_size",
     "predict_max_steps": "`--max_new_tokens` overrides it",
     "iterations": "steps between lines of progress",
     "eval_tasks": "files of items; no task is downloaded, and \"lambada\" is the file that the "
                   "dataset's `lambada_tokens_path` names",
     "datasets": "entries of five parts, [train glob, eval glob, stitch, mode, weight], are read "
-                "too, and the modes random_sample, document and documents",
-    "input_fn": "sequential_input and generic_text are the default; other names are yours",
+                "too, and the modes random_sample, document and documents; shards with a manifest "
+                "that were written as chunks are read so, whatever the mode",
+    "input_fn": "sequential_input and generic_text are the default, in which weights and modes "
+                "hold; other names are yours",
     "seed": "everything follows from it",
     "gpu_ids": "checked against mesh_shape before anything is built",
 }
@@ -65,32 +76,26 @@ NEO_DATASET = {
 
 NEO_FLAGS = {flag: "" for flag in """
     --tpu --gpu_ids --model --steps_per_checkpoint --auto_layout --auto_layout_and_mesh_shape --new
-    --predict --eval --prompt --check_dataset --sacred_id --entmax_sampling --export""".split()}
+    --predict --eval --prompt --check_dataset --sacred_id --entmax_sampling --export
+    --experiment_name --autostack --no_delete_tpu --initial_heartbeat_timeout --heartbeat_timeout
+    --test""".split()}
 NEO_FLAG_REMARKS = {
+    "--tpu": "on Colab, whose TPUs are TPU VMs, it is local rather than colab",
     "--prompt": "a text, a file or -; may be repeated; without it samples start a document",
     "--new": "`--yes` answers its question",
     "--check_dataset": "reads everything and lists problems",
 }
-EXPERIMENT_FLAGS = {
-    "--experiment_name, --autostack, --test": "no: run_experiment.py is Sacred's; run `main.py`",
-    "--no_delete_tpu, --initial_heartbeat_timeout, --heartbeat_timeout":
-        "no: start the same command again, and it goes on from the last checkpoint",
-}
 
 TFRECORDS_FLAGS = {
     "--input_dir": "", "--files_per": "", "--name": "", "--output_dir": "", "--chunk_size": "",
-    "--encoder_path": "`--encoder`", "--minimum_size": "the default is 1, not 100",
+    "--minimum_size": "the default is 1, not 100",
     "--ftfy": "turns it on; it is off by default",
-    "--wikitext-detokenize": "no: text is taken as it is",
     "--separator": "ids without brackets; the encoder's end of text by default",
     "--write_dataset_config": "", "--processes": "", "--mode": "",
-    "--use_gpt2_tokenizer": "`--encoder` gpt2", "--base_dir": "`--input_dir`",
+    **{flag: old_flags.CREATE_TFRECORDS[flag] for flag in (
+        "--encoder_path", "--wikitext-detokenize", "--use_gpt2_tokenizer", "--base_dir")},
 }
-TOKENIZER_FLAGS = {
-    "--base_dir": "the corpus: the first arguments, without a flag",
-    "--output_dir": "`--out`, a file that is not replaced without `--overwrite`",
-    "--file_type": "no: a file's name says what it is", "--vocab_size": "",
-}
+TOKENIZER_FLAGS = {**old_flags.TRAIN_TOKENIZER, "--vocab_size": ""}
 
 # ConnorJL/GPT2.
 CONNORJL = {key: "" for key in """
@@ -145,12 +150,14 @@ JAX_MEANINGS = {
 JAX_FLAGS = {
     "--config": "`--model`", "--tune-model-path": "`init_from`, but not for its own checkpoints",
     "--fresh-opt": "`init_from` has a fresh optimizer; a run that goes on keeps its own",
-    "--tpu": "", "--tpu_region, --preemptible": "no", "--new": "asks before it deletes",
+    "--tpu": "", "--tpu_region": "`--tpu_zone`",
+    "--preemptible": "not needed: `--recreate_tpu` makes a TPU anew as it was, preemptible or not",
+    "--new": "asks before it deletes",
     "--version": "no: it chooses between two copies of its model",
-    "--ckpt-step": "no: the newest checkpoint is read", "--f16": "no: weights are float32",
+    "--ckpt-step": "`--checkpoint` STEP", "--f16": "no: weights are float32",
     "input_path": "`--input_dir`", "name": "`--name`", "--output-dir": "`--output_dir`",
-    "--normalize-with-ftfy": "`--ftfy`",
-    "--normalize-with-wikitext-detokenize": "no: text is taken as it is",
+    **{flag: old_flags.CREATE_TFRECORDS[flag] for flag in (
+        "--normalize-with-ftfy", "--normalize-with-wikitext-detokenize")},
     "--min-unique-tokens": "no", "--n-repack-epochs": "not needed: windows are shuffled anew in "
                                                       "each epoch",
     "--seed": "`--seed`", "--preserve-data-order": "not needed: the order follows from the seed",
@@ -163,7 +170,8 @@ NANO = {
     "log_interval": "`iterations`", "eval_iters": "`eval_steps`; null is the whole split",
     "eval_only": "`--eval`", "always_save_checkpoint": "always; `keep` says how many",
     "init_from": "`init_from`, where scratch is null; a run that exists resumes by itself",
-    "wandb_log, wandb_project, wandb_run_name": "no: TensorBoard and metrics.jsonl",
+    "wandb_log, wandb_project": "`--wandb` PROJECT",
+    "wandb_run_name": "not needed: a run has the name of its `model_path`",
     "dataset": "`datasets`", "gradient_accumulation_steps": "`tokens_per_mb_per_replica`",
     "batch_size": "`train_batch_size`, which holds all microbatches", "block_size": "`n_ctx`",
     "n_layer": "", "n_head": "", "n_embd": "",
@@ -182,7 +190,7 @@ NANO = {
     "real_data, profile": "no; `benchmarks/train_speed.py` measures training",
 }
 
-# What they do, beyond keys and flags; a bare flag stands for the state that it has.
+# What they do, beyond keys and flags.
 FEATURES = {
     "Raw inputs": "`datasets/create_tfrecords.py`: text, JSONL(.zst), archives, lm_dataformat, "
                   "`--tfds`; `datasets/openwebtext.py`: WARC files, pages and the published tar",
@@ -194,7 +202,8 @@ FEATURES = {
     "Packing": "`datasets`: chunks of a stream, or stitched documents; no masks between documents",
     "Order of data": "shuffled anew in each epoch without replacement; `seed`",
     "Position of data on resuming": "exact, a function of seed and step",
-    "Filter of repetitions": "duplicates only: `datasets/openwebtext.py`",
+    "Filter of repetitions": "`datasets/openwebtext.py` leaves out duplicates; no filter of "
+                             "repetitions within a text",
     "Attention": "`attention_types`, `local_attention_radius`, `num_mem_kv`; no grouped queries",
     "Positions": "`position`, `rotary_dims`, `axial_dims`; no relative bias of T5",
     "Norms": "`norm`, `rezero`",
@@ -208,22 +217,23 @@ FEATURES = {
     "Learning rates": "`lr_decay`, `warmup_steps`, `lr_decay_end`, `lr_min_ratio`",
     "Clipping and losses": "`gradient_clipping`, `z_loss`, `label_smoothing`, `entmax_alpha`",
     "Precision": "`precision`: float32 or bfloat16, weights float32; no 8-bit numbers",
-    "Parallelism": "`mesh_shape`, `layout`; no pipelines",
+    "Parallelism": "`mesh_shape`, `layout`, `--gpu_ids`, `--cluster`; no pipelines",
     "TPUs": "`--tpu`",
     "Microbatches": "`tokens_per_mb_per_replica`",
     "Recomputation": "`recompute_grad`",
-    "Checkpoints": "`steps_per_checkpoint`, `keep`",
-    "Preemption": "the same command goes on, to the bit",
+    "Checkpoints": "`steps_per_checkpoint`, `keep`, `keep_every`, `keep_best`",
+    "Preemption": "the same command goes on, to the bit; `--recreate_tpu`",
     "Evaluation": "loss, its perplexity, bits per byte of the text; `eval_steps`, `--eval`",
     "LAMBADA and multiple choice": "`eval_tasks`, scored as the lm-evaluation-harness does",
     "Sampling": "`--temperature`, `--top_k`, `--top_p`, `--entmax_sampling`, `--num_samples`",
     "Caches": "every kind of attention, with experts too",
     "Stopping and batches": "`--stop`, `--max_new_tokens`, `predict_batch_size`, `--interactive`",
-    "Export": "--export",
-    "Monitoring": "TensorBoard and metrics.jsonl; no noise scale",
+    "Export": "`--export` saved_model or hf",
+    "Serving": "`interop/serve.py`: OpenAI's completions over HTTP",
+    "Monitoring": "TensorBoard, metrics.jsonl, `--wandb`, `--report`; no noise scale",
     "Benchmarks": "`benchmarks/train_speed.py`",
-    "Planning": "`--preflight`",
-    "Automatic layouts": "--auto_layout",
+    "Planning": "`--dry_run`, `--preflight`",
+    "Automatic layouts": "`--auto_layout`, `--auto_layout_and_mesh_shape`, `--search_layouts`",
     "Check of a dataset": "`--check_dataset`",
 }
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from configs.errors import Stopped, UserError
@@ -20,9 +20,16 @@ REFUSALS = ("PermissionDeniedError", "NotFoundError", "ResourceExhaustedError", 
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, with the nearest flag for an unknown one."""
+    """A parser whose complaints are one line, with the nearest flag for an unknown one.
 
-    def __init__(self, **options: Any):
+    Args:
+        former: flags of older programs, and what each is here; backquotes are left out.
+        options: argparse.ArgumentParser's.
+    """
+
+    def __init__(self, former: Mapping[str, str] | None = None, **options: Any):
+        self._former = former or {}
+        self._given: list[str] = []
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
                          **options)
 
@@ -31,9 +38,15 @@ class Parser(argparse.ArgumentParser):
             import argcomplete
 
             argcomplete.autocomplete(self)
+        self._given = sys.argv[1:] if args is None else list(args)
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        old = next((flag for flag in (str(one).partition("=")[0] for one in self._given)
+                    if flag in self._former), None)
+        if old:  # and so a needed one may be missing
+            here = self._former[old].replace("`", "")
+            message = f"argument {old}: of an older program; here: {here}"
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown:
             near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)

@@ -78,7 +78,7 @@ def make_parser() -> Parser:
     seed = number(int, "a whole number from 0 to 2147483647", lambda n: 0 <= n < 2**31)
     warmth = number(float, "a number, 0 or more", lambda t: 0 <= t < float("inf"))
     share = number(float, "above 0 and at most 1", lambda p: 0 < p <= 1)
-    parser = Parser(prog="main.py", description=DESCRIPTION, epilog=EXAMPLES,
+    parser = Parser(former=old_flags.MAIN, prog="main.py", description=DESCRIPTION, epilog=EXAMPLES,
                     usage="%(prog)s --model CONFIG [a job] [other flags]")
 
     group = parser.add_argument_group("config")
@@ -288,6 +288,8 @@ def _check_values(parser, args):
                 parser.error(f"argument --{name}: belongs to --tpu")
     elif not args.tpu:
         parser.error("argument --tpu: must not be empty: a name, grpc://HOST:PORT or local")
+    elif args.tpu == "colab":
+        parser.error("argument --tpu: a Colab machine has its TPU itself: --tpu local")
     elif args.gpu_ids:
         parser.error("argument --tpu: does not go with --gpu_ids")
     elif args.recreate_tpu is not None and (args.tpu == "local" or "://" in args.tpu):

@@ -158,6 +158,9 @@ class TrainingKeys(Keys):
                            "memory.")
     gradient_clipping: Annotated[float, BeforeValidator(values.number_or_off)] = Field(
         1.0, ge=0, description="Largest global norm of the gradient; 0 or null is no limit.")
+    log_grads: bool = Field(
+        False, description="Whether TensorBoard has the norm of each weight's gradient as well, "
+                           "beside those of the whole and of groups.")
     on_nan: Literal["stop", "skip"] = Field(
         "stop", description="What happens at a step whose loss or gradient is not finite: the run "
                             "stops, or the step's update is left out.")

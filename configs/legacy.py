@@ -47,32 +47,38 @@ VALUES: dict[tuple[str, Any], Any] = {
 
 # Nothing is lost when these are ignored. The reason is said in a note.
 UNNEEDED = {
+    "autostack": "variables are not stacked",
+    "beta1_adam": "beta1 says it",
     "causal": "mlm_training says it",
     "context": "an internal value",
     "data_path": "datasets says where the data is",
     "datapath": "datasets says where the data is",
     "dataset": "datasets says which data is used",
     "dataset_configs": "datasets names them",
+    "dataset_ids": "datasets names them",
     "encoder_path": "the dataset names its encoder",
     "eos_id": "the dataset's encoder knows it",
     "eval_task": "an internal value",
+    "fixed_attn_block_size": "local_attention_radius says how far local layers see",
     "input": "datasets says how data is read",
     "lambada_n_steps": "all of LAMBADA is scored",
     "lambada_tokens_path": "the dataset's JSON names it",
-    "log_grads": "the norm of the whole gradient is always logged",
+    "layer_offset": "local layers need none",
     "mode": "an internal value",
     "no_dataset": "datasets: [] says it",
     "num_cores": "mesh_shape says it",
     "num_microbatches": "tokens_per_mb_per_replica decides it",
     "padding_id": "windows are full and need no padding",
     "predict": "a flag of main.py",
-    "predict_steps": "all prompts are done",
+    "predict_steps": "--predict does all prompts, and TensorBoard has a sample of each evaluated "
+                     "checkpoint, of sample_tokens tokens",
     "remove_partial_sequences": "samples are printed after their prompts; predict_path has prompt "
                                 "and text apart",
-    "shuffle_input_filenames": "the order of data follows from seed",
+    "shuffle_input_filenames": "windows are always shuffled, and seed decides their order",
     "slow_sampling": "every kind of attention and experts are sampled with caches",
     "scale": "no version of ConnorJL/GPT2 reads it",
     "stitch": "datasets says it",
+    "stop_at_token": "samples end at the encoder's end of text, and at --stop",
     "text_len": "an internal value",
     "use_tpu": "flags of main.py choose devices",
 }
@@ -108,7 +114,7 @@ def translate(values: dict[str, Any], whole: bool = False
         values, former, told = legacy_gpt2.translate(values)
     elif whole:
         values, told = legacy_neo.complete(values)
-    values = legacy_neo.datasets(legacy_neo.microbatches(values))
+    values = legacy_neo.datasets(legacy_neo.microbatches(legacy_neo.local(values)))
     new: dict[str, Any] = {}
     unneeded: list[str] = []
     for key, value in values.items():

@@ -25,6 +25,9 @@ DEFAULTS = {"lr_decay": "constant", "z_loss": 1e-4}
 # The same of its experts: mesh-tensorflow's hidden width, and a capacity of its own.
 EXPERTS = {"hidden_size": 4096, "min_expert_capacity": 1}
 
+# How far local layers saw where the switch `local` made them: Mesh TensorFlow's own value.
+LOCAL_RADIUS = 128
+
 
 def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Adds GPT-Neo's defaults to a whole config that has its tell-tale key.
@@ -63,6 +66,23 @@ def _is_off_by_default(key: str) -> bool:
     return field is not None and not field.is_required() and not (
         type(None) in typing.get_args(field.annotation)
         or any(isinstance(part, BeforeValidator) for part in field.metadata))
+
+
+def local(values: dict[str, Any]) -> dict[str, Any]:
+    """`local`, GPT-Neo's switch for all layers before there was `attention_types`, as that key."""
+    if "local" not in values:
+        return values
+    values = dict(values)
+    on = values.pop("local")
+    if on not in (True, False, None):
+        raise UserError(f"local: must be true or false, not {shown(on)}; attention_types says it "
+                        'for each layer, as in [[["local"], 12]]')
+    # A config that has both is of the time after the switch, when nothing read it.
+    if on and values.get("attention_types") is None:
+        layers = values.get("n_layer")
+        values["attention_types"] = ["local"] * (layers if type(layers) is int else 1)
+        values.setdefault("local_attention_radius", LOCAL_RADIUS)
+    return values
 
 
 def microbatches(values: dict[str, Any]) -> dict[str, Any]:

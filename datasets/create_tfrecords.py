@@ -15,6 +15,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from configs import old_flags  # noqa: E402
 from configs.command_line import Parser, add_loudness, set_loudness, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
@@ -23,7 +24,7 @@ SMALL_INPUT = 1 << 22  # bytes: less than this is encoded sooner than processes 
 
 def parser():
     """The command line."""
-    p = Parser(description=__doc__)
+    p = Parser(description=__doc__, former=old_flags.CREATE_TFRECORDS)
     source = p.add_argument_group("input")
     source.add_argument("--input_dir", nargs="+", default=[], metavar="PATH",
                         help="files, directories, globs, or .index files that list such: .txt "
@@ -33,6 +34,8 @@ def parser():
     source.add_argument("--text_key", default="text", help="JSON key or TFDS feature of the text "
                         "(default text)")
     source.add_argument("--ftfy", action="store_true", help="mend the text with ftfy first")
+    source.add_argument("--wikitext_detokenize", action="store_true", help="undo the form of "
+                        "WikiText, where \"it 's 3 @-@ 4 , ( so )\" is \"it's 3-4, (so)\"")
     source.add_argument("--minimum_size", type=int, default=1, metavar="TOKENS",
                         help="drop documents with fewer tokens (default 1: only empty ones)")
     source.add_argument("--maximum_size", type=int, default=1 << 30, metavar="BYTES",
@@ -102,8 +105,8 @@ def make_job(args, spec, separator):
     """The encoding.Job of the command line."""
     from encoding import Job
     return Job(encoder=spec, separator=tuple(separator), minimum_size=args.minimum_size,
-               ftfy=args.ftfy, val_fraction=args.val_fraction, val_tail=args.val_tail,
-               seed=args.seed)
+               ftfy=args.ftfy, wikitext=args.wikitext_detokenize,
+               val_fraction=args.val_fraction, val_tail=args.val_tail, seed=args.seed)
 
 
 def settings_of(args, paths, sizes, encoder):
@@ -113,8 +116,8 @@ def settings_of(args, paths, sizes, encoder):
         UserError: the encoder's vocabulary lacks an id of the separator.
     """
     same = {name: getattr(args, name) for name in
-            ("encoder", "mode", "files_per", "minimum_size", "ftfy", "val_fraction", "val_tail",
-             "text_key", "seed")}
+            ("encoder", "mode", "files_per", "minimum_size", "ftfy", "wikitext_detokenize",
+             "val_fraction", "val_tail", "text_key", "seed")}
     if args.mode == "chunks":
         same["chunk_size"] = args.chunk_size
     separator = args.separator or (encoder and [encoder.eos_id])

@@ -10,6 +10,7 @@ import typing
 
 import numpy as np
 import parallel
+import wikitext
 
 import encoders
 from configs.errors import UserError
@@ -26,6 +27,7 @@ class Job:
         separator: ids put behind each document.
         minimum_size: documents with fewer tokens (separator apart) are dropped.
         ftfy: whether ftfy.fix_text goes over each text first.
+        wikitext: whether the tokenised form of WikiText is undone then.
         val_fraction: share of the documents, or with val_tail of each document's characters, that
             goes to validation.
         val_tail: whether each document is cut, rather than the documents shared out.
@@ -36,6 +38,7 @@ class Job:
     separator: tuple
     minimum_size: int
     ftfy: bool
+    wikitext: bool
     val_fraction: float
     val_tail: bool
     seed: int
@@ -77,12 +80,12 @@ class Result(typing.NamedTuple):
 
 
 def texts_of(job, documents):
-    """The texts of Documents as they are encoded: as they are, or as ftfy mends them."""
+    """The texts of Documents as they are encoded: as they are, or mended as the job says."""
     texts = [text for some in documents for text in some.texts]
-    if not job.ftfy:
-        return texts
-    import ftfy
-    return list(map(ftfy.fix_text, texts))
+    if job.ftfy:
+        import ftfy
+        texts = list(map(ftfy.fix_text, texts))
+    return list(map(wikitext.detokenize, texts)) if job.wikitext else texts
 
 
 def _in_validation(job, file, number):

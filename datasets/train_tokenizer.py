@@ -14,6 +14,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from configs import old_flags  # noqa: E402
 from configs.command_line import Parser, add_loudness, set_loudness, status_of  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 
@@ -28,7 +29,7 @@ PIECE_CHARS = 1 << 16  # the trainer takes text in pieces, so that its queue sta
 
 def parse_args(argv=None):
     """The command line."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, former=old_flags.TRAIN_TOKENIZER)
     parser.add_argument("corpus", nargs="+",
                         help="files (.txt .jsonl .tar, also compressed), directories or globs")
     parser.add_argument("--out", required=True, metavar="FILE.json", help="the file to write")

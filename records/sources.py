@@ -25,12 +25,31 @@ class Source:
 
     @property
     def mode(self):
-        """The mode in which it is read; evaluation reads every text as a stream."""
+        """The mode in which it is read: evaluation reads every text as a stream.
+
+        So does training where the records are pieces of a stream: no other mode has a meaning then.
+        """
         if self.split.mode == PICTURES:
             return PICTURES
-        if self.split.name == "validation":
+        if self.split.name == "validation" or self.split.mode == "chunks":
             return "chunks"
         return self.entry.mode or MODE_OF_SHARDS[self.split.mode]
+
+    @property
+    def remark(self):
+        """What a user should know of the mode, or an empty text."""
+        asked = self.entry.mode
+        if self.split.name != "train" or asked in (None, "chunks"):
+            return ""
+        if self.mode == "chunks":
+            return f"it was written as chunks, and is read so, not as {asked}"
+        lengths = {length for shard in self.split.shards if shard.records
+                   for length in (shard.shortest, shard.longest)}
+        if self.split.mode is None and len(lengths) == 1:
+            return (f"all its records have {lengths.pop()} tokens: if they were cut from a stream, "
+                    f"mode chunks takes all of it each epoch, and {asked} a window of each "
+                    f"{self.entry.stitch} records")
+        return ""
 
     @property
     def encoder_hash(self):
@@ -132,9 +151,6 @@ def _check_encoder(source, n_vocab):
 def _check_documents(source, n_ctx):
     """Checks that any `stitch` records fill a window."""
     name, stitch, shortest = source.entry.id, source.entry.stitch, source.split.shortest
-    if source.split.mode == "chunks":
-        raise UserError(f"dataset {name} was written as chunks, which begin and end anywhere, and "
-                        f"cannot be read as {source.mode}; set its mode to chunks")
     if stitch * shortest < n_ctx + 1:
         least = -(-(n_ctx + 1) // shortest) if shortest else 0
         remedy = (f"set its stitch to {least} or more, or its mode to chunks" if shortest

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from configs import coming_from, flags, keys, legacy, legacy_jax, schema
+from configs import coming_from, flags, keys, legacy, legacy_jax, old_flags, schema
 from configs import coming_from_tables as tables
 from configs.dataset import DatasetConfig
 from configs.errors import UserError
@@ -60,7 +60,10 @@ THEIRS = {
         --steps_per_checkpoint --auto_layout --auto_layout_and_mesh_shape --new --predict --eval
         --prompt --check_dataset --sacred_id --entmax_sampling --export --input_dir --files_per
         --name --output_dir --encoder_path --minimum_size --ftfy --wikitext-detokenize --separator
-        --chunk_size --write_dataset_config --processes""",
+        --chunk_size --write_dataset_config --processes --experiment_name --autostack --test
+        --no_delete_tpu --initial_heartbeat_timeout --heartbeat_timeout --mode --base_dir
+        --use_gpt2_tokenizer --file_type --vocab_size local dataset_ids microbatches_per_batch
+        fixed_attn_block_size layer_offset beta1_adam stop_at_token autostack""",
     "ConnorJL/GPT2": """encoder_path data_path predict_path input decay_type decay_exponent
         max_steps top_k n_ctx n_vocab n_embd n_layer n_head scale_by_depth scale_by_in precision
         iterations embed_dropout attn_dropout res_dropout dataset stitch scale use_tpu batch_size
@@ -108,8 +111,10 @@ def test_what_a_key_of_gpt_neo_is(load, key):
             assert config.sources[key] == "file" or value is None
             assert not any(key in note for note in config.notes)
     else:
-        before, *_ = legacy.translate({"predict_steps": 0}, whole=True)
-        translated, *_ = legacy.translate({key: True, "predict_steps": 0}, whole=True)
+        sizes = {"n_layer": 2, "n_ctx": 16, "train_batch_size": 8, "predict_steps": 0}
+        value = 2 if key == "microbatches_per_batch" else True
+        before, *_ = legacy.translate(sizes, whole=True)
+        translated, *_ = legacy.translate({**sizes, key: value}, whole=True)
         assert key not in translated
         assert all(f"`{name}`" in state for name in translated.keys() - before.keys())
 
@@ -144,13 +149,14 @@ def test_dataset_keys():
 
 def test_flags_that_are_the_same_exist(root):
     for name in (*tables.NEO_FLAGS, *tables.CONNORJL_FLAGS):
-        assert name in MAIN_FLAGS, name
-    for rows, script in ((tables.TFRECORDS_FLAGS, "datasets/create_tfrecords.py"),
-                         (tables.TOKENIZER_FLAGS, "datasets/train_tokenizer.py")):
+        assert (name in MAIN_FLAGS) != (name in old_flags.MAIN), name
+    for rows, former, script in (
+            (tables.TFRECORDS_FLAGS, old_flags.CREATE_TFRECORDS, "datasets/create_tfrecords.py"),
+            (tables.TOKENIZER_FLAGS, old_flags.TRAIN_TOKENIZER, "datasets/train_tokenizer.py")):
         known = script_flags(root, script)
-        for name, text in rows.items():
-            renamed = text.startswith(("no", "`--", "the corpus"))
-            assert (name in known) != renamed, name
+        assert not known & former.keys()
+        for name in rows:
+            assert name in known or name in former, name
 
 
 def test_what_the_page_names_exists(root):
@@ -166,12 +172,6 @@ def test_what_the_page_names_exists(root):
     for word in named:
         first = word.split(" ")[0]
         assert first in known or os.path.exists(os.path.join(root, first)), word
-
-
-def test_a_flags_state_is_that_of_its_feature():
-    for text in tables.FEATURES.values():
-        if text.startswith("--"):
-            assert text in MAIN_FLAGS and coming_from.flag(text) in coming_from.page()
 
 
 def test_states_follow_the_tables(monkeypatch):

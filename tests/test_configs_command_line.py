@@ -7,7 +7,7 @@ import sys
 import pytest
 import tensorflow.compat.v1 as tf
 
-from configs import command_line
+from configs import command_line, flags, old_flags
 from configs.errors import UserError
 
 
@@ -73,3 +73,29 @@ def test_scripts_refuse_unknown_flags_in_one_line(root, script, needed):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == ("error: unrecognized arguments: --overwrit (did you mean "
                              "--overwrite?); --help lists the flags\n")
+
+
+@pytest.mark.parametrize("given, here", [
+    (["--encoder_path=t.json"], "argument --encoder_path: of an older program; here: --encoder;"),
+    (["--name", "a", "--use_gpt2_tokenizer"], "here: --encoder gpt2;")])
+def test_flags_of_older_programs_are_named(capsys, given, here):
+    """Rather than the flag that is missing for want of them."""
+    parser = command_line.Parser(former=old_flags.CREATE_TFRECORDS)
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--name")
+    with pytest.raises(SystemExit):
+        parser.parse_args(given)
+    error = capsys.readouterr().err
+    assert here in error and error.count("\n") == 1
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--name", "--b"])
+    assert "older" not in capsys.readouterr().err
+
+
+def test_main_names_the_flags_of_run_experiment(capsys):
+    for given, here in ((["--heartbeat_timeout", "9"], "--recreate_tpu"), (["--test"], "--dry_run"),
+                        (["--tpu", "colab"], "--tpu local")):
+        with pytest.raises(SystemExit):
+            flags.parse(["--model", "demo", *given])
+        assert here in capsys.readouterr().err
+    assert len(flags.parse(["--model", "demo", "--experiment_name", "a", "--autostack"]).notes) == 2

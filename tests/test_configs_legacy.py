@@ -68,12 +68,25 @@ def test_microbatches_of_a_batch(load, mesh, layout, batch, count, tokens):
     ({"microbatches_per_batch": 3}, "3 does not divide the 8 sequences of a replica"),
     ({"microbatches_per_batch": "2"}, "must be a whole number"),
     ({"microbatches_per_batch": 2, "tokens_per_mb_per_replica": 16}, "keep that one"),
+    ({"local": "yes"}, 'must be true or false, not "yes"; attention_types says it'),
     ({"rotary_emb": "yes"}, 'must be true or false, not "yes"; the key is now position: "rotary"'),
     ({"n_heads": 8}, "n_heads: says 8 where n_head says 4")])
 def test_what_cannot_be_meant(load, changes, wanted):
     with pytest.raises(UserError, match=r"old\.json: ") as error:
         load({**BASE, **changes})
     assert wanted in str(error.value)
+
+
+@pytest.mark.parametrize("more, kinds, radius", [
+    ({"local": True}, "local", 128), ({"local": False}, "global", 256),
+    ({"local": True, "local_attention_radius": 64}, "local", 64),
+    ({"local": True, "attention_types": [[["linear"], 2]]}, "linear", 256)])
+def test_local_of_all_layers(load, more, kinds, radius):
+    config = load({**BASE, **more, "dataset_ids": ["a"], "beta1_adam": 0.9, "layer_offset": 16,
+                   "fixed_attn_block_size": 128})
+    assert (config.attention_types, config.local_attention_radius) == ((kinds,) * 2, radius)
+    note, = [note for note in config.notes if "not needed" in note]
+    assert all(key in note for key in ("dataset_ids", "beta1_adam", "layer_offset"))
 
 
 def test_older_dataset_entries(load):

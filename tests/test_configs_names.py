@@ -11,8 +11,8 @@ KEYS = """
     entmax_alpha entmax_sampling epsilon eval_batch_size eval_steps eval_tasks eval_tasks_bos
     factored gpu_ids gradient_clipping init_from init_resize initializer_range
     inline_datasets input_fn intermediate_size iterations keep keep_best keep_every
-    label_smoothing layer_norm_epsilon layout local_attention_radius lr lr_decay lr_decay_end
-    lr_min_ratio macaron mesh_shape mlm_cls_token_id mlm_mask_id mlm_mask_ignore_ids
+    label_smoothing layer_norm_epsilon layout local_attention_radius log_grads lr lr_decay
+    lr_decay_end lr_min_ratio macaron mesh_shape mlm_cls_token_id mlm_mask_id mlm_mask_ignore_ids
     mlm_mask_prob mlm_mask_text mlm_random_token_prob mlm_same_token_prob mlm_training
     mlp_glu model model_path moe_activation moe_layers moe_params momentum n_ctx n_embd
     n_head n_layer n_vocab nesterov no_weight_tie norm num_mem_kv on_nan on_nan_limit

@@ -243,6 +243,14 @@ def test_ftfy_only_if_asked(tmp_path):
     assert split_documents(*run(tmp_path, "--ftfy", out="mended"), "train") == ["schön N : N"]
 
 
+def test_wikitexts_form_is_undone_only_if_asked(tmp_path):
+    form = " = Plot = \n It 's 3 @-@ 4 ( so ) . \n"
+    write_jsonl(tmp_path / "a.jsonl", [form])
+    assert split_documents(*run(tmp_path), "train") == [form]
+    assert split_documents(*run(tmp_path, "--wikitext_detokenize", out="mended"), "train") == [
+        "= Plot =\nIt's 3-4 (so).\n"]
+
+
 def test_separator(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", ["ab", "c"])
     directory, manifest = run(tmp_path, "--separator", 10, 10)
@@ -267,7 +275,7 @@ def test_help_is_instant_and_names_every_flag():
     text = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True,
                           check=True).stdout
     assert time.monotonic() - began < 1.5
-    for flag in ("input_dir tfds text_key ftfy minimum_size on_error name output_dir encoder mode "
-                 "chunk_size separator files_per val_fraction val_tail seed write_dataset_config "
-                 "overwrite processes checkpoint_seconds").split():
+    for flag in ("input_dir tfds text_key ftfy wikitext_detokenize minimum_size on_error name "
+                 "output_dir encoder mode chunk_size separator files_per val_fraction val_tail seed "
+                 "write_dataset_config overwrite processes checkpoint_seconds").split():
         assert f"--{flag}" in text

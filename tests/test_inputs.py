@@ -1,5 +1,7 @@
 """The input functions against windows computed by hand from the tokens that were written."""
 
+import logging
+
 import numpy as np
 import pytest
 import shard_files as shards
@@ -214,7 +216,7 @@ def test_stitch_is_checked_against_the_shortest_document(tmp_path):
     assert shards.rows(config, 0, 7).shape == (7, 9)
 
 
-def test_modes_that_disagree_with_the_manifest(tmp_path):
+def test_modes_that_disagree_with_the_manifest(tmp_path, caplog):
     config, texts = documents(tmp_path, "chunks", 1, [5] * 40)
     stream = [token for text in texts for token in text]
     wanted = expected_windows(stream)
@@ -223,8 +225,23 @@ def test_modes_that_disagree_with_the_manifest(tmp_path):
     path.write_text(path.read_text().replace('"mode": "documents"', '"mode": "chunks"'))
     config.datasets[0][2] = "documents_fixed"
     sources.forget()
-    with pytest.raises(UserError, match="docs was written as chunks"):
-        inputs.train_input_fn(config, 0)
+    assert sorted(map(tuple, shards.rows(config, 0, len(wanted)).tolist())) == sorted(wanted)
+    caplog.set_level(logging.INFO)
+    inputs.dataset_facts(config, "train")
+    assert ("note: dataset docs: it was written as chunks, and is read so, not as documents_fixed"
+            in caplog.messages)
+
+
+def test_records_of_one_length_are_remarked_on(tmp_path, caplog):
+    """GPT-Neo's shards tell nothing of themselves; its configs have documents_random for chunks."""
+    caplog.set_level(logging.INFO)
+    for name, lengths, wanted in (("same", [9] * 6, True), ("others", [9] * 5 + [10], False)):
+        shards.write(tmp_path / f"{name}_6.tfrecords", [[7] * length for length in lengths])
+        config = shards.config(tmp_path, {name: (2, "documents_random", 1.0, {
+            "path": str(tmp_path / f"{name}_*.tfrecords")})})
+        inputs.dataset_facts(config, "train")
+        assert any(f"dataset {name}: all its records have 9 tokens: if they were cut" in line
+                   for line in caplog.messages) == wanted
 
 
 def three(tmp_path, weights, **keys):

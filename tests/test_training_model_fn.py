@@ -57,7 +57,8 @@ def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     path = jobs.config(directory, jobs.dataset(directory), n_embd=32, n_layer=2, train_steps=2,
                        steps_per_checkpoint=1, warmup_steps=2, eval_steps=None, weight_decay=0.0,
-                       initializer_range=0.2, gradient_clipping=0.5, eval_batch_size=3)
+                       initializer_range=0.2, gradient_clipping=0.5, eval_batch_size=3,
+                       log_grads=True)
     assert jobs.process(path).summary["step"] == 2
     return schema.load(path)
 
@@ -86,6 +87,12 @@ def test_step_equals_transformers_and_torch(run):
             math.sqrt(sum(float((g.double() ** 2).sum()) for g in of_group)), rel=1e-4)
     assert {tag for tag in shown if tag.startswith("gradient_norm/")} == {
         f"gradient_norm/{group}" for group in GROUPS}
+    of_weights = {gpt2_names(name)[0]: p.grad for name, p in module.named_parameters()}
+    assert {tag for tag in shown if tag.startswith("gradient_norms/")} == {
+        f"gradient_norms/{name}" for name in of_weights}
+    for name, gradient in of_weights.items():
+        assert shown[f"gradient_norms/{name}"] == pytest.approx(
+            gradient.double().norm().item(), rel=1e-4, abs=1e-8)
     for kind in ("gradient", "parameter"):
         assert shown[f"{kind}_norm"] == pytest.approx(
             math.sqrt(sum(shown[f"{kind}_norm/{group}"] ** 2 for group in GROUPS)), rel=1e-5)

@@ -23,6 +23,15 @@ def group_of(name):
     return next((group for group, pattern in _GROUPS.items() if re.search(pattern, name)), "other")
 
 
+def each(prefix, tensors, variables):
+    """√ of the sum of squares of each: {"<prefix>/<variable's name>": mtf float32 scalar}.
+
+    Args are those of `norms`.
+    """
+    return {f"{prefix}/{variable.name}": global_norm([tensor])
+            for tensor, variable in zip(tensors, variables, strict=True)}
+
+
 def norms(prefix, tensors, variables):
     """√ of the sum of squares of each group: {"<prefix>/<group>": mtf float32 scalar}.
 

@@ -120,6 +120,7 @@ def train_step(config, objective, mesh, features, lower, start=None):
     values, gradients = step.losses_and_gradients(inputs, loss_fn, key, config.num_microbatches)
     variables = graph.trainable_variables
     of_groups = groups.norms("gradient_norm", gradients, variables)
+    of_weights = groups.each("gradient_norms", gradients, variables) if config.log_grads else {}
     gradients, norm = optimizers.clip_by_global_norm(gradients, config.gradient_clipping)
     rate = schedules.learning_rate(global_step, config)
     finite = optimizers.finite([values["loss"], norm]) if config.on_nan == "skip" else None
@@ -127,6 +128,7 @@ def train_step(config, objective, mesh, features, lower, start=None):
                                                                              finite)
     values["gradient_norm"] = norm
     values.update(of_groups)
+    values.update(of_weights)
     weights_now = [v.value for v in variables]
     values["parameter_norm"] = optimizers.global_norm(weights_now)
     values.update(groups.norms("parameter_norm", weights_now, variables))
