@@ -276,6 +276,6 @@ def test_help_is_instant_and_names_every_flag():
                           check=True).stdout
     assert time.monotonic() - began < 1.5
     for flag in ("input_dir tfds text_key ftfy wikitext_detokenize minimum_size on_error name "
-                 "output_dir encoder mode chunk_size separator files_per val_fraction val_tail seed "
-                 "write_dataset_config overwrite processes checkpoint_seconds").split():
+                 "output_dir encoder mode chunk_size separator files_per val_fraction val_tail "
+                 "seed write_dataset_config overwrite processes checkpoint_seconds").split():
         assert f"--{flag}" in text
