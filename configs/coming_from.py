@@ -21,7 +21,8 @@ NEO = """\
 
 Put your config anywhere, your `dataset_configs` into `configs/` (or their files into
 `configs/datasets/`), correct the paths, and run `python main.py --model your_config.json`: the
-config is read as it is, TFRecords too.
+config is read as it is, TFRecords too. Where both folders have a file of one name, as of pile,
+yours in `dataset_configs` is read.
 
 A config with the key `predict_steps`, which GPT-Neo cannot do without and nothing else has, gets
 GPT-Neo's defaults for absent keys where ours differ. Shards of whole documents that end without an

@@ -54,7 +54,9 @@ NEO_REMARKS = {
                  "of groups of weights are always there",
     "eval_batch_size": "absent it is train_batch_size",
     "predict_max_steps": "`--max_new_tokens` overrides it",
-    "iterations": "steps between lines of progress",
+    "iterations": "steps between lines of progress; absent they are 500 in a config that has "
+                  "`predict_steps`",
+    "n_ctx": "absent it is 2048 in a config that has `predict_steps`",
     "eval_tasks": "files of items; no task is downloaded, and \"lambada\" is the file that the "
                   "dataset's `lambada_tokens_path` names",
     "datasets": "entries of five parts, [train glob, eval glob, stitch, mode, weight], are read "
@@ -116,6 +118,7 @@ CONNORJL_MEANINGS = {
     "encoder_path": "the `encoder` of `inline_datasets`: encoder.json and vocab.bpe",
     "dataset": "`inline_datasets`, with input generic_text: [[files], weight], …",
     "stitch": "the stitch in `datasets`, with input generic_text",
+    "n_ctx": "same", "iterations": "same; steps between lines of progress",
 }
 CONNORJL_FLAGS = {"--tpu": "", "--model": "", "--predict_file": "", "--predict_text": "",
                   "--top_k": "the config's `top_k` by default"}

@@ -11,10 +11,19 @@ def path(name: str) -> str:
     """The JSON meant by a dataset's id, which may itself be a path that ends in .json."""
     if name.endswith(".json"):
         return name
-    # GPT-Neo's folder comes second.
-    places = [os.path.join(reading.CONFIG_DIR, folder, f"{name}.json")
-              for folder in ("datasets", "dataset_configs")]
-    return next(filter(os.path.isfile, places), places[0])
+    # GPT-Neo's folder comes first: it is there only if somebody has put it there.
+    ours, theirs = _places(name)
+    return theirs if os.path.isfile(theirs) else ours
+
+
+def covered(name: str) -> bool:
+    """Whether an id has a JSON in each folder, of which GPT-Neo's is the one that is read."""
+    return not name.endswith(".json") and all(map(os.path.isfile, _places(name)))
+
+
+def _places(name: str) -> list[str]:
+    return [os.path.join(reading.CONFIG_DIR, folder, f"{name}.json")
+            for folder in ("datasets", "dataset_configs")]
 
 
 def load(names: list[str], n_vocab: int,

@@ -22,6 +22,8 @@ MODES = {"random_sample": "documents_random", "document": "documents_fixed",
 TELL_TALE = "predict_steps"
 # What GPT-Neo takes for absent keys where that is not this project's default.
 DEFAULTS = {"lr_decay": "constant", "z_loss": 1e-4}
+# The same of its README; its code fails without them.
+ADVISED = {"n_ctx": 2048, "iterations": 500}
 # The same of its experts: mesh-tensorflow's hidden width, and a capacity of its own.
 EXPERTS = {"hidden_size": 4096, "min_expert_capacity": 1}
 
@@ -40,6 +42,7 @@ def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     # The code's own, in configs that it has saved.
     values = {key: value for key, value in values.items() if key != "batch_size"}
     absent = {key: value for key, value in DEFAULTS.items() if key not in values}
+    absent.update({key: value for key, value in ADVISED.items() if values.get(key) is None})
     experts = values.get("moe_params") or {}
     if values.get("moe_layers") and isinstance(experts, dict):
         given = {key.removeprefix("moe_") for key in experts}

@@ -129,11 +129,19 @@ def test_gpt_neos_folder_of_dataset_configs(load, tmp_path, monkeypatch):
     found = load({**BASE, "n_vocab": 50304, "datasets": [["neo", 25, "documents_random", 1.0]]})
     assert found.dataset_configs["neo"].encoder == "gpt2" and not found.notes
     assert dataset_files.path("other").endswith("datasets/other.json")
+    # Ours of the same name, as there is one of "pile", does not take its place.
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "neo.json").write_text('{"path": "x.tfrecords", "n_vocab": 9}')
+    found = load({**BASE, "n_vocab": 50304, "datasets": ["neo"]})
+    assert found.dataset_configs["neo"].encoder == "gpt2"
+    assert "configs/dataset_configs is read, and not" in found.notes[0]
 
 
 def test_gpt_neos_own_values():
     values, notes = legacy_neo.complete({"predict_steps": 0})
-    assert values == {"predict_steps": 0, "lr_decay": "constant", "z_loss": 1e-4} and notes
+    assert values == {"predict_steps": 0, "lr_decay": "constant", "z_loss": 1e-4, "n_ctx": 2048,
+                      "iterations": 500} and notes
+    assert legacy_neo.complete({"predict_steps": 0, "n_ctx": 9})[0]["n_ctx"] == 9
     assert legacy_neo.complete({"n_layer": 1}) == ({"n_layer": 1}, [])
     experts = {"moe_layers": [1], "moe_params": {"moe_num_experts": 4}, "predict_steps": 0}
     assert legacy_neo.complete(experts)[0]["moe_params"] == {
