@@ -379,5 +379,5 @@ def _check_present_datasets(config: RunConfig, notes: list[str]) -> None:
     covered = [entry.id for entry in config.datasets if entry.id not in config.inline_datasets
                and dataset_files.covered(entry.id)]
     if covered:
-        notes.append(f"datasets: {', '.join(covered)}: the file in configs/dataset_configs is read, "
-                     "and not that of the same name in configs/datasets")
+        notes.append(f"datasets: {', '.join(covered)}: the file in configs/dataset_configs is "
+                     "read, and not that of the same name in configs/datasets")
