@@ -341,9 +341,9 @@ def test_tensorflow_is_quiet_unless_asked(root):
 def test_notes_go_to_stderr_unless_quiet(root, tmp_path):
     path = tmp_path / "old.json"
     with open(os.path.join(root, "configs", "demo.json"), encoding="utf-8") as file:
-        path.write_text(json.dumps({**json.load(file), "log_grads": 1}))
+        path.write_text(json.dumps({**json.load(file), "causal": 1}))
     loud = run(root, "--model", str(path), "--print_config")
-    assert [line for line in loud.stderr.splitlines() if "log_grads" in line] == \
+    assert [line for line in loud.stderr.splitlines() if "causal" in line] == \
         loud.stderr.splitlines()
     assert "ignored" in loud.stderr
     assert run(root, "--model", str(path), "--print_config", "--quiet").stderr == ""
