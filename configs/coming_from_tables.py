@@ -105,12 +105,17 @@ CONNORJL_MEANINGS = {
                    "too; `--steps_per_checkpoint` makes both more frequent",
     "input": "`datasets` and `inline_datasets`: openwebtext, openwebtext_long and "
              "openwebtext_longbiased read its shards in `data_path`, generic_text those of "
-             "`dataset`; another name is that of an `input_fn`",
+             "`dataset`, without evaluations, for which it has no shards; another name is that of "
+             "an `input_fn`, which finds `data_path` in `inline_datasets`",
     "data_path": "`inline_datasets`: the directory of the shards",
     "datapath": "data_path",
     "encoder_path": "the `encoder` of `inline_datasets`: encoder.json and vocab.bpe",
     "dataset": "`inline_datasets`, with input generic_text: [[files], weight], …",
     "stitch": "the stitch in `datasets`, with input generic_text",
+    "scale": "`scale_by_depth`, true for 1/√n_layer and false for 1, and `scale_by_in` false, as "
+             "in the versions that had it; beside those keys it is not needed",
+    "predict_batch_size": "prompts sampled together; there it was the number of samples, which is "
+                          "`--num_samples`",
 }
 CONNORJL_FLAGS = {"--tpu": "", "--model": "", "--predict_file": "", "--predict_text": "",
                   "--top_k": "the config's `top_k` by default"}

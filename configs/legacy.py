@@ -71,7 +71,6 @@ UNNEEDED = {
                                 "and text apart",
     "shuffle_input_filenames": "the order of data follows from seed",
     "slow_sampling": "every kind of attention and experts are sampled with caches",
-    "scale": "no version of ConnorJL/GPT2 reads it",
     "stitch": "datasets says it",
     "text_len": "an internal value",
     "use_tpu": "flags of main.py choose devices",
