@@ -142,44 +142,55 @@ JAX_MEANINGS = {
     "val_every": "`steps_per_checkpoint`: evaluations are at checkpoints",
     "bucket": "`model_path`", "model_dir": "`model_path`",
     "train_set": "`inline_datasets`: an index file is a path there",
-    "val_set": "`inline_datasets`: the first one; a run has one validation split",
+    "val_set": "`inline_datasets`: the first one; a run has one validation split, and `--eval` "
+               "with `--set` inline_datasets.NAME.eval_path=FILE evaluates on another",
     "name": "`about`", "comment": "`about`", "d_head": "n_embd / n_head",
     "optimizer, sampler, gen_length": "not in files: its code puts them into the config",
     "rotary_dims": "`rotary_dims` of a student", "batch_size": "`train_batch_size` of a student",
 }
 JAX_FLAGS = {
-    "--config": "`--model`", "--tune-model-path": "`init_from`, but not for its own checkpoints",
+    "--config": "`--model`",
+    "--tune-model-path": "`init_from`: a run, or GPT-J as Hugging Face has it; not its own "
+                         "checkpoints",
     "--fresh-opt": "`init_from` has a fresh optimizer; a run that goes on keeps its own",
-    "--tpu": "", "--tpu_region, --preemptible": "no", "--new": "asks before it deletes",
+    "--tpu": "", "--tpu_region": "`--tpu_zone`",
+    "--preemptible": "`--recreate_tpu`, which makes a TPU that was preempted anew",
+    "--new": "asks before it deletes",
     "--version": "no: it chooses between two copies of its model",
-    "--ckpt-step": "no: the newest checkpoint is read", "--f16": "no: weights are float32",
+    "--ckpt-step": "`--checkpoint`: latest, best or a step", "--f16": "no: weights are float32",
     "input_path": "`--input_dir`", "name": "`--name`", "--output-dir": "`--output_dir`",
     "--normalize-with-ftfy": "`--ftfy`",
     "--normalize-with-wikitext-detokenize": "no: text is taken as it is",
-    "--min-unique-tokens": "no", "--n-repack-epochs": "not needed: windows are shuffled anew in "
-                                                      "each epoch",
-    "--seed": "`--seed`", "--preserve-data-order": "not needed: the order follows from the seed",
-    "--verbose": "`--check_dataset` prints samples",
+    "--min-unique-tokens": "`--min_unique_tokens`, which looks at each document's chunks rather "
+                           "than at windows of several documents",
+    "--n-repack-epochs": "not needed: windows are shuffled anew in each epoch, and of `--mode` "
+                         "documents they are cut anew too",
+    "--seed": "`--seed`",
+    "--preserve-data-order": "no: documents keep their order in a file, and training shuffles "
+                             "windows in an order that follows from the seed",
+    "--verbose": "`--check_dataset` prints samples of what is left",
 }
 
 # nanoGPT's train.py, sample.py and bench.py.
 NANO = {
     "out_dir": "`model_path`", "eval_interval": "`steps_per_checkpoint`",
     "log_interval": "`iterations`", "eval_iters": "`eval_steps`; null is the whole split",
-    "eval_only": "`--eval`", "always_save_checkpoint": "always; `keep` says how many",
+    "eval_only": "`--eval`",
+    "always_save_checkpoint": "always; `keep` says how many, and `keep_best` how many of the best",
     "init_from": "`init_from`, where scratch is null; a run that exists resumes by itself",
     "wandb_log, wandb_project, wandb_run_name": "no: TensorBoard and metrics.jsonl",
     "dataset": "`datasets`", "gradient_accumulation_steps": "`tokens_per_mb_per_replica`",
     "batch_size": "`train_batch_size`, which holds all microbatches", "block_size": "`n_ctx`",
     "n_layer": "", "n_head": "", "n_embd": "",
     "dropout": "`embed_dropout`, `res_dropout`, `attn_dropout`",
-    "bias": "no: dense layers and norms have biases, as in GPT-2",
+    "bias": "no: dense layers and norms have biases, as in GPT-2, which begin at 0; "
+            "`--import_from` takes weights without them",
     "learning_rate": "`lr`", "max_iters": "`train_steps`", "weight_decay": "", "beta1": "",
     "beta2": "", "grad_clip": "`gradient_clipping`",
     "decay_lr": "`lr_decay`: cosine, or constant for False", "warmup_iters": "`warmup_steps`",
     "lr_decay_iters": "`lr_decay_end`", "min_lr": "`lr_min_ratio`, as a share of lr",
     "backend": "not needed: `mesh_shape` and `layout`",
-    "device": "CPU devices, or `--gpu_ids`",
+    "device": "CPU devices, or `--gpu_ids`, or `--tpu`",
     "dtype": "`precision`: float32 or bfloat16; float16 is not there",
     "compile": "not needed: TensorFlow graphs", "start": "`--prompt`; a file without FILE:",
     "num_samples": "`--num_samples`", "max_new_tokens": "`--max_new_tokens`",
@@ -199,7 +210,7 @@ FEATURES = {
     "Packing": "`datasets`: chunks of a stream, or stitched documents; no masks between documents",
     "Order of data": "shuffled anew in each epoch without replacement; `seed`",
     "Position of data on resuming": "exact, a function of seed and step",
-    "Filter of repetitions": "duplicates only: `datasets/openwebtext.py`",
+    "Filter of repetitions": "`--min_unique_tokens`; duplicates: `datasets/openwebtext.py`",
     "Attention": "`attention_types`, `local_attention_radius`, `num_mem_kv`; no grouped queries",
     "Positions": "`position`, `rotary_dims`, `axial_dims`; no relative bias of T5",
     "Norms": "`norm`, `rezero`",
