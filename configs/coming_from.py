@@ -43,6 +43,8 @@ along half a cosine and gradients are not clipped. Shards are openwebtext-newspa
 long documents (512 tokens and more, as `--minimum_size 512` leaves them)
 openwebtext-newspaper-long_N.tfrecords; the numbers {numbers}
 are for evaluation, those that are there. Documents are joined with the end of text between them.
+Configs of GPT-Neo's first weeks, with `max_steps` and globs in `datasets`, are read likewise; with
+a `mesh_shape` as well, their `train_steps` are the total.
 Its checkpoints become runs by `--import_from` ([interop.md](interop.md)).
 """
 

@@ -3,10 +3,14 @@
 That trainer reads `input`, a named input function over the shards in `data_path`, and trains for
 `max_steps` with an evaluation every `train_steps`. A config is taken for one of its if it has a key
 of `TELL_TALES` and no `datasets`, which every GPT-Neo config has. A key that is null is absent.
+
+Configs of the first weeks of GPT-Neo, before it had meshes, are of this trainer too: they have
+`max_steps`, and `datasets` with globs of shards.
 """
 
 from typing import Any
 
+from configs import legacy_neo
 from configs.errors import UserError
 from configs.messages import did_you_mean, shown
 
@@ -46,9 +50,11 @@ OLD_SCALE = "scale"
 
 def recognised(values: dict[str, Any]) -> bool:
     """Whether a config is ConnorJL/GPT2's rather than GPT-Neo's or this project's."""
-    # Its generic_text reads `dataset`, and calls it `datasets` where it says so.
-    return (("datasets" not in values or values.get("input") == "generic_text")
-            and any(key in values for key in TELL_TALES))
+    if "datasets" in values and values.get("input") != "generic_text":
+        return (legacy_neo.named_by_globs(values) and values.get("max_steps") is not None
+                and not values.get("mesh_shape"))
+    # generic_text reads `dataset`, and calls it `datasets` where it says so.
+    return any(key in values for key in TELL_TALES)
 
 
 def translate(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
@@ -72,14 +78,18 @@ def translate(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], l
     fixed = {key: value for key, value in FIXED.items() if key not in values}
     new = {**absent, **fixed, **new}
     new, scaled = _old_scale(values, new)
-    new.update(_data(values, new["n_vocab"]))
-    former.update(dict.fromkeys(("datasets", "inline_datasets"), "input and data_path"))
+    if legacy_neo.named_by_globs(values):
+        new.update({key: values[key] for key in _OF_DATA if key in values})
+    else:
+        new.update(_data(values, new["n_vocab"]))
+        scaled += _notes_of_data(values, new)
+        former.update(dict.fromkeys(("datasets", "inline_datasets"), "input and data_path"))
     listed = ", ".join(f"{key} {shown(value)}" for key, value in {**absent, **fixed}.items())
     notes = [f"read as a config of ConnorJL/GPT2, for its key {_tell_tale(values)}: max_steps is "
              "train_steps here, and its train_steps are steps_per_checkpoint"]
     if listed:
         notes.append(f"ConnorJL/GPT2's own values for absent keys: {listed}")
-    return new, former, [*notes, *scaled, *_notes_of_data(values, new)]
+    return new, former, [*notes, *scaled]
 
 
 def _tell_tale(values: dict[str, Any]) -> str:

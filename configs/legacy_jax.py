@@ -39,7 +39,7 @@ _OF_MODEL = ("no_weight_tie", "scale_by_depth", "pad_masked", "z_loss")
 PARALLEL = {"parallel_residual": True, "rotary_style": "interleaved"}
 # Keys of theirs that decide no more than what others say here, or nothing.
 LOST = {
-    "wandb_project": "main.py --wandb PROJECT logs there",
+    "wandb_project": "--wandb PROJECT logs a run there",
     "eval_harness_tasks": "eval_tasks takes files of items",
     "noise_scale_alpha": "the noise scale is not measured",
     "early_cast": "weights are float32, and cast where they are used",

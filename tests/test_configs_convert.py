@@ -60,7 +60,7 @@ def test_gpt_j(run):
     changed, lost = printed.split("not carried over:")
     assert "layers 28 → n_layer 28" in changed and "n_vocab 50400 →" not in changed
     for word in ("val_set owt", "--set inline_datasets.pile.eval_path=data/openwebtext2_new_inputs"
-                 ".val.index", "eval_harness_tasks", "wandb_project: main.py --wandb PROJECT"):
+                 ".val.index", "eval_harness_tasks", "wandb_project: --wandb PROJECT logs"):
         assert word in lost
     assert "wrote " in lost and "GPT3_6B_pile_rotary" in config.about
 

@@ -92,6 +92,29 @@ def test_older_dataset_entries(load):
     assert config.replace(train_steps=99).inline_datasets == config.inline_datasets
 
 
+@pytest.mark.parametrize("mesh", [{}, {"mesh_shape": "x:8", "layout": "batch:x"}])
+def test_configs_of_gpt_neos_first_weeks(load, mesh):
+    """Globs in data_path, max_steps beside train_steps, local; at first as in ConnorJL/GPT2."""
+    old = {**BASE, "train_steps": 100, "max_steps": 500, "warmup_steps": 10, "n_vocab": 50257,
+           "data_path": "gs://b/bundestag/", "encoder_path": "gs://b/encoder", "datasets": [
+               ["bundestag_*.tfrecords", "", 10, "random_sample", 1.0],
+               ["gs://c/a_*.tfrecords", "val_*.tfrecords", 2, "chunk", 1.0]], **mesh}
+    config = load(old)
+    assert config.train_steps == (100 if mesh else 500)
+    assert config.sources["steps_per_checkpoint"] == (
+        "default" if mesh else "file (as train_steps)")
+    first, second = config.inline_datasets.values()
+    assert (first.path, first.separator, first.eos_id) == (
+        "gs://b/bundestag/bundestag_*.tfrecords", 50256, 50256)
+    assert (second.path, second.eval_path, second.separator) == (
+        "gs://c/a_*.tfrecords", "gs://b/bundestag/val_*.tfrecords", None)
+    assert first.encoder == second.encoder == "gpt2:gs://b/encoder"
+    assert [entry.mode for entry in config.datasets] == ["documents_random", "chunks"]
+    ignored = [note for note in config.notes if "ignored" in note]
+    assert bool(ignored) == bool(mesh) and all("max_steps (train_steps is" in n for n in ignored)
+    assert load({**old, "n_vocab": 32768}).inline_datasets["bundestag"].separator == 0
+
+
 def test_inline_datasets_are_saved_and_checked(load, tmp_path):
     mine = {"path": "a_*.tfrecords", "tokenizer_path": "gpt2", "tokenizer_is_pretrained": True,
             "n_vocab": 90}
