@@ -39,10 +39,13 @@ it is read as it is.
 
 A config is taken for one of this trainer if it has `input`, `data_path`, `datapath` or `max_steps`,
 and no `datasets`. Then {defaults}, `beta1` 0.9 (0 for Adafactor), `warmup_steps` 2000 and `n_head`
-n_embd / 64 stand for absent keys; and, as in its code, the rate falls to zero along half a cosine
-and gradients are not clipped. Shards are openwebtext-newspaper_N.tfrecords, long documents (512
-tokens and more) openwebtext-newspaper-long_N.tfrecords; the numbers {numbers} are
-for evaluation, those that are there. Documents are joined with the end of text between them.
+n_embd / 64 stand for keys that are absent or null; and, as in its code, the rate falls to zero
+along half a cosine and gradients are not clipped. Shards are openwebtext-newspaper_N.tfrecords,
+long documents (512 tokens and more, as `--minimum_size 512` leaves them)
+openwebtext-newspaper-long_N.tfrecords; the numbers {numbers}
+are for evaluation, those that are there. Documents are joined with the end of text between them.
+Configs of GPT-Neo's first weeks, with `max_steps` and globs in `datasets`, are read likewise; with
+a `mesh_shape` as well, their `train_steps` are the total.
 Its checkpoints become runs by `--import_from` ([interop.md](interop.md)).
 """
 

@@ -112,13 +112,18 @@ CONNORJL_MEANINGS = {
                    "too; `--steps_per_checkpoint` makes both more frequent",
     "input": "`datasets` and `inline_datasets`: openwebtext, openwebtext_long and "
              "openwebtext_longbiased read its shards in `data_path`, generic_text those of "
-             "`dataset`; another name is that of an `input_fn`",
+             "`dataset`, without evaluations, for which it has no shards; another name is that of "
+             "an `input_fn`, which finds `data_path` in `inline_datasets`",
     "data_path": "`inline_datasets`: the directory of the shards",
     "datapath": "data_path",
     "encoder_path": "the `encoder` of `inline_datasets`: encoder.json and vocab.bpe",
     "dataset": "`inline_datasets`, with input generic_text: [[files], weight], …",
     "stitch": "the stitch in `datasets`, with input generic_text",
     "n_ctx": "same", "iterations": "same; steps between lines of progress",
+    "scale": "`scale_by_depth`, true for 1/√n_layer and false for 1, and `scale_by_in` false, as "
+             "in the versions that had it; beside those keys it is not needed",
+    "predict_batch_size": "prompts sampled together; there it was the number of samples, which is "
+                          "`--num_samples`",
 }
 CONNORJL_FLAGS = {"--tpu": "", "--model": "", "--predict_file": "", "--predict_text": "",
                   "--top_k": "the config's `top_k` by default"}
@@ -145,33 +150,41 @@ JAX_MEANINGS = {
     "val_every": "`steps_per_checkpoint`: evaluations are at checkpoints",
     "bucket": "`model_path`", "model_dir": "`model_path`",
     "train_set": "`inline_datasets`: an index file is a path there",
-    "val_set": "`inline_datasets`: the first one; a run has one validation split",
+    "val_set": "`inline_datasets`: the first one; a run has one validation split, and `--eval` "
+               "with `--set` inline_datasets.NAME.eval_path=FILE evaluates on another",
     "name": "`about`", "comment": "`about`", "d_head": "n_embd / n_head",
     "optimizer, sampler, gen_length": "not in files: its code puts them into the config",
     "rotary_dims": "`rotary_dims` of a student", "batch_size": "`train_batch_size` of a student",
 }
 JAX_FLAGS = {
-    "--config": "`--model`", "--tune-model-path": "`init_from`, but not for its own checkpoints",
+    "--config": "`--model`",
+    "--tune-model-path": "`init_from`: a run, or GPT-J as Hugging Face has it; not its own "
+                         "checkpoints",
     "--fresh-opt": "`init_from` has a fresh optimizer; a run that goes on keeps its own",
     "--tpu": "", "--tpu_region": "`--tpu_zone`",
-    "--preemptible": "not needed: `--recreate_tpu` makes a TPU anew as it was, preemptible or not",
+    "--preemptible": "`--recreate_tpu`, which makes a TPU that was preempted anew",
     "--new": "asks before it deletes",
     "--version": "no: it chooses between two copies of its model",
-    "--ckpt-step": "`--checkpoint` STEP", "--f16": "no: weights are float32",
+    "--ckpt-step": "`--checkpoint`: latest, best or a step", "--f16": "no: weights are float32",
     "input_path": "`--input_dir`", "name": "`--name`", "--output-dir": "`--output_dir`",
     **{flag: old_flags.CREATE_TFRECORDS[flag] for flag in (
         "--normalize-with-ftfy", "--normalize-with-wikitext-detokenize")},
-    "--min-unique-tokens": "no", "--n-repack-epochs": "not needed: windows are shuffled anew in "
-                                                      "each epoch",
-    "--seed": "`--seed`", "--preserve-data-order": "not needed: the order follows from the seed",
-    "--verbose": "`--check_dataset` prints samples",
+    "--min-unique-tokens": "`--min_unique_tokens`, which looks at each document's chunks rather "
+                           "than at windows of several documents",
+    "--n-repack-epochs": "not needed: windows are shuffled anew in each epoch, and of `--mode` "
+                         "documents they are cut anew too",
+    "--seed": "`--seed`",
+    "--preserve-data-order": "no: documents keep their order in a file, and training shuffles "
+                             "windows in an order that follows from the seed",
+    "--verbose": "`--check_dataset` prints samples of what is left",
 }
 
 # nanoGPT's train.py, sample.py and bench.py.
 NANO = {
     "out_dir": "`model_path`", "eval_interval": "`steps_per_checkpoint`",
     "log_interval": "`iterations`", "eval_iters": "`eval_steps`; null is the whole split",
-    "eval_only": "`--eval`", "always_save_checkpoint": "always; `keep` says how many",
+    "eval_only": "`--eval`",
+    "always_save_checkpoint": "always; `keep` says how many, and `keep_best` how many of the best",
     "init_from": "`init_from`, where scratch is null; a run that exists resumes by itself",
     "wandb_log, wandb_project": "`--wandb` PROJECT",
     "wandb_run_name": "not needed: a run has the name of its `model_path`",
@@ -179,13 +192,14 @@ NANO = {
     "batch_size": "`train_batch_size`, which holds all microbatches", "block_size": "`n_ctx`",
     "n_layer": "", "n_head": "", "n_embd": "",
     "dropout": "`embed_dropout`, `res_dropout`, `attn_dropout`",
-    "bias": "no: dense layers and norms have biases, as in GPT-2",
+    "bias": "no: dense layers and norms have biases, as in GPT-2, which begin at 0; "
+            "`--import_from` takes weights without them",
     "learning_rate": "`lr`", "max_iters": "`train_steps`", "weight_decay": "", "beta1": "",
     "beta2": "", "grad_clip": "`gradient_clipping`",
     "decay_lr": "`lr_decay`: cosine, or constant for False", "warmup_iters": "`warmup_steps`",
     "lr_decay_iters": "`lr_decay_end`", "min_lr": "`lr_min_ratio`, as a share of lr",
     "backend": "not needed: `mesh_shape` and `layout`",
-    "device": "CPU devices, or `--gpu_ids`",
+    "device": "CPU devices, or `--gpu_ids`, or `--tpu`",
     "dtype": "`precision`: float32 or bfloat16; float16 is not there",
     "compile": "not needed: TensorFlow graphs", "start": "`--prompt`; a file without FILE:",
     "num_samples": "`--num_samples`", "max_new_tokens": "`--max_new_tokens`",
@@ -205,8 +219,7 @@ FEATURES = {
     "Packing": "`datasets`: chunks of a stream, or stitched documents; no masks between documents",
     "Order of data": "shuffled anew in each epoch without replacement; `seed`",
     "Position of data on resuming": "exact, a function of seed and step",
-    "Filter of repetitions": "`datasets/openwebtext.py` leaves out duplicates; no filter of "
-                             "repetitions within a text",
+    "Filter of repetitions": "`--min_unique_tokens`; duplicates: `datasets/openwebtext.py`",
     "Attention": "`attention_types`, `local_attention_radius`, `num_mem_kv`; no grouped queries",
     "Positions": "`position`, `rotary_dims`, `axial_dims`; no relative bias of T5",
     "Norms": "`norm`, `rezero`",

@@ -76,7 +76,6 @@ UNNEEDED = {
                                 "and text apart",
     "shuffle_input_filenames": "windows are always shuffled, and seed decides their order",
     "slow_sampling": "every kind of attention and experts are sampled with caches",
-    "scale": "no version of ConnorJL/GPT2 reads it",
     "stitch": "datasets says it",
     "stop_at_token": "samples end at the encoder's end of text, and at --stop",
     "text_len": "an internal value",

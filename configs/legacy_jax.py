@@ -5,6 +5,7 @@ Batches are given there per replica, schedules by the length of their parts, dat
 """
 
 import dataclasses
+import re
 from typing import Any
 
 from configs.errors import UserError
@@ -67,9 +68,9 @@ class Converted:
     def take(self, old: str, **new: Any) -> None:
         """Adds keys of this project, which `old` has become."""
         self.values.update(new)
-        if new == {old.partition(" ")[0]: next(iter(new.values()))}:
-            return  # the key has the same name here
         written = ", ".join(f"{key} {shown(value)}" for key, value in new.items())
+        if written == old:
+            return
         self.changed.append(f"{old} → {written}")
 
 
@@ -120,7 +121,7 @@ def _model(old: dict[str, Any], found: Converted) -> None:
         if kind != "fixed":
             found.lost.append(f"pe {shown(kind)}: the relative bias; positions are learned now")
     named = old.get("norm", "layernorm")
-    norm, lost = NORMS.get(named, (None, ""))
+    norm, lost = NORMS.get(str(named), (None, ""))
     if norm is None:
         raise UserError(f"norm: {shown(named)} is none of {', '.join(NORMS)}")
     found.take(f"norm {shown(named)}", norm=norm)
@@ -131,7 +132,7 @@ def _model(old: dict[str, Any], found: Converted) -> None:
                       ": they are GPT-2's here")
     found.lost.append("its z-loss is of the logits less the largest one; z_loss is of the logits")
     head = old.get("d_head")
-    if head is not None and head * _number(old, "n_heads") != old["d_model"]:
+    if head is not None and _number(old, "d_head") * _number(old, "n_heads") != old["d_model"]:
         found.lost.append(f"d_head {head}: the size of a head is n_embd / n_head here")
     found.take("rows of its token table", pad_vocab_multiple=32)
     if "clip" in old:  # its code asks whether the key is there, whatever its value
@@ -192,8 +193,11 @@ def _schedule(old: dict[str, Any], found: Converted) -> None:
 def _data(old: dict[str, Any], found: Converted) -> None:
     """Index files, which list shards, and where the run lies."""
     index, sets = old.get("train_set"), old.get("val_set") or {}
+    if not isinstance(sets, dict):
+        raise UserError(f"val_set: must be index files by name, not {shown(sets)}")
     if index:
-        name = str(index).removesuffix(".index").removesuffix(".train")
+        # Without dots, which --set reads as sections.
+        name = re.sub(r"[^\w-]+", "_", str(index).removesuffix(".index").removesuffix(".train"))
         encoder, ids, end = CLIP if "clip" in name else GPT2
         dataset = {"path": f"data/{index}", "encoder": encoder, "n_vocab": ids, "eos_id": end}
         if sets:
@@ -202,7 +206,9 @@ def _data(old: dict[str, Any], found: Converted) -> None:
                    inline_datasets={name: dataset})
         found.changed.append(f"the encoder {encoder}, for the name {name}: correct it in "
                              "inline_datasets if the shards are of another")
-    found.lost += [f"val_set {name}: one validation split a run" for name in list(sets)[1:]]
+    for other, place in list(sets.items())[1:] if index else ():
+        found.lost.append(f"val_set {other}: a run has one validation split; main.py --eval --set "
+                          f"inline_datasets.{name}.eval_path=data/{place} evaluates on it")
     if not sets or not old.get("val_batches"):
         found.take("no val_set or val_batches", eval_steps=0)
     bucket, folder = old.get("bucket"), old.get("model_dir", old.get("name", "run"))

@@ -16,7 +16,9 @@ from configs.messages import shown
 
 # Other spellings of a mode. GPT-Neo's "documents" starts at the first token, as documents_fixed.
 MODES = {"random_sample": "documents_random", "document": "documents_fixed",
-         "documents": "documents_fixed"}
+         "documents": "documents_fixed", "sample": "documents_fixed", "chunk": "chunks"}
+# Modes of the time when the code put an end of text between documents, which had none.
+UNENDED = ("random_sample", "sample")
 
 # GPT-Neo cannot run without this key, and nothing here has it.
 TELL_TALE = "predict_steps"
@@ -37,8 +39,12 @@ def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     Returns:
         (values, notes).
     """
+    notes = []
+    if named_by_globs(values) and {"max_steps", "train_steps"} <= set(values):
+        values = {key: value for key, value in values.items() if key != "max_steps"}
+        notes.append("not needed and ignored: max_steps (train_steps is the total of steps)")
     if TELL_TALE not in values:
-        return values, []
+        return values, notes
     # The code's own, in configs that it has saved.
     values = {key: value for key, value in values.items() if key != "batch_size"}
     absent = {key: value for key, value in DEFAULTS.items() if key not in values}
@@ -48,7 +54,6 @@ def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         given = {key.removeprefix("moe_") for key in experts}
         usual = {key: value for key, value in EXPERTS.items() if key not in given}
         absent.update({"moe_params": {**experts, **usual}} if usual else {})
-    notes = []
     if absent:
         listed = ", ".join(f"{key} {shown(value)}" for key, value in absent.items())
         notes.append(f"GPT-Neo's own values for absent keys: {listed}")
@@ -128,7 +133,8 @@ def datasets(values: dict[str, Any]) -> dict[str, Any]:
     """Entries of `datasets` in today's form.
 
     Older ones are [train_glob, eval_glob, stitch, mode, weight], which become datasets of the run
-    config itself (`inline_datasets`), and modes of other names.
+    config itself (`inline_datasets`), and modes of other names. The globs are those of files in
+    `data_path`, if the config has it.
     """
     entries = values.get("datasets")
     inline = values.get("inline_datasets") or {}
@@ -136,26 +142,52 @@ def datasets(values: dict[str, Any]) -> dict[str, Any]:
         return values
     inline = dict(inline)
     new = [_entry(entry, values, inline) for entry in entries]
+    if any(map(has_globs, entries)):  # read with them
+        values = {key: value for key, value in values.items()
+                  if key not in ("data_path", "datapath", "encoder_path")}
     if new == entries and inline == (values.get("inline_datasets") or {}):
         return values
     return {**values, "datasets": new, **({"inline_datasets": inline} if inline else {})}
+
+
+def has_globs(entry: Any) -> bool:
+    """Whether an entry of `datasets` is an older one, with globs of shards."""
+    return (isinstance(entry, list) and len(entry) == 5
+            and all(isinstance(part, str) for part in entry[:2]))
+
+
+def named_by_globs(values: dict[str, Any]) -> bool:
+    """Whether a config's `datasets` are older entries, all of them."""
+    entries = values.get("datasets")
+    return isinstance(entries, list) and bool(entries) and all(map(has_globs, entries))
 
 
 def _entry(entry: Any, values: dict[str, Any], inline: dict[str, Any]) -> Any:
     """One entry; its globs, if it has them, go into `inline`."""
     if not isinstance(entry, list) or len(entry) < 3:
         return entry
-    if len(entry) == 5 and all(isinstance(part, str) for part in entry[:2]):
+    if has_globs(entry):
         train, validation, *rest = entry
-        name = _name(train, inline)
-        inline[name] = {"path": train, "eval_path": validation, "encoder": _encoder(values),
-                        "n_vocab": values.get("n_vocab"), "eos_id": values.get("eos_id")}
+        name, ids = _name(train, inline), values.get("n_vocab")
+        inline[name] = {"path": _placed(train, values), "eval_path": _placed(validation, values),
+                        "encoder": _encoder(values), "n_vocab": ids, "eos_id": values.get("eos_id")}
+        if entry[3] in UNENDED and inline[name]["eos_id"] is None:
+            # GPT-2's vocabulary was told by its size; others had their end of text first.
+            inline[name]["eos_id"] = inline[name]["separator"] = 50256 if ids == 50257 else 0
         inline[name] = {key: value for key, value in inline[name].items() if value is not None}
         entry = [name, *rest]
     mode = entry[2]
     if isinstance(mode, str):
         entry = [*entry[:2], MODES.get(mode, mode), *entry[3:]]
     return entry
+
+
+def _placed(glob: str, values: dict[str, Any]) -> str:
+    """A glob in `data_path`, as os.path.join puts it there."""
+    folder = values.get("data_path") or values.get("datapath")
+    if not isinstance(folder, str) or not glob or "://" in glob:
+        return glob
+    return os.path.join(folder, glob)
 
 
 def _encoder(values: dict[str, Any]) -> str | None:

@@ -310,7 +310,8 @@ def load(path_or_name: str, overrides: Sequence[str] = (),
         _check_present_datasets(config, notes)
     except ValidationError as error:
         key, sentence = messages.first_mistake(error, RunConfig)
-        raise UserError(f"{_place(key, sources, path)}: {sentence}") from error
+        raise UserError(f"{_place(key, sources, path)}: {_as_written(key, sources)}"
+                        f"{sentence.removeprefix(key)}") from error
     except UserError as error:
         key = str(error).partition(":")[0]
         raise UserError(f"{_place(key, sources, path)}: {error}") from error
@@ -325,6 +326,12 @@ def _place(key: str, sources: dict[str, str], path: str) -> str:
     """Where a wrong value of a key has to be mended: a flag, or the file."""
     source = sources.get(key, "file")
     return source if source.startswith("--") else path
+
+
+def _as_written(key: str, sources: dict[str, str]) -> str:
+    """A key as the file has it: `max_steps (train_steps here)` where it was renamed."""
+    source, _, former = sources.get(key, "").partition(" (as ")
+    return f"{former.removesuffix(')')} ({key} here)" if former and source == "file" else key
 
 
 def _translated(place: str, values: dict, source: str,

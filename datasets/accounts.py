@@ -49,7 +49,9 @@ def make_manifest(args, encoder, separator, writers, totals):
     """The manifest's content, with the fields of configs.dataset.Manifest."""
     dropped = {"documents": totals.state["dropped_documents"],
                "tokens": totals.state["dropped_tokens"],
-               "why": f"documents of fewer than {max(args.minimum_size, 1)} tokens",
+               "why": f"documents of fewer than {max(args.minimum_size, 1)} tokens" + (
+                   f", or of fewer than {args.min_unique_tokens} different ones in "
+                   f"{args.chunk_size}" if args.min_unique_tokens else ""),
                "problems": totals.state["problems"]}
     return {"format": MANIFEST_FORMAT, "name": args.name, "mode": args.mode,
             "chunk_size": args.chunk_size if args.mode == "chunks" else 0,

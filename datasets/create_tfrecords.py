@@ -38,6 +38,9 @@ def parser():
                         "WikiText, where \"it 's 3 @-@ 4 , ( so )\" is \"it's 3-4, (so)\"")
     source.add_argument("--minimum_size", type=int, default=1, metavar="TOKENS",
                         help="drop documents with fewer tokens (default 1: only empty ones)")
+    source.add_argument("--min_unique_tokens", type=int, default=0, metavar="N",
+                        help="drop documents that go on for a chunk (--chunk_size tokens) with "
+                        "fewer than N different tokens, such as 200 (default 0: none)")
     source.add_argument("--maximum_size", type=int, default=1 << 30, metavar="BYTES",
                         help="refuse documents, and .json files, that unpack to more (default "
                         "%(default)s), but none that is stored with as many")
@@ -77,10 +80,14 @@ def parser():
 
 def check_numbers(args):
     """Refuses values that no run can use, before anything slow is imported."""
-    for name, least in (("minimum_size", 0), ("maximum_size", 1), ("chunk_size", 1),
+    for name, least in (("minimum_size", 0), ("min_unique_tokens", 0), ("maximum_size", 1),
+                        ("chunk_size", 1),
                         ("files_per", 1), ("processes", 0), ("checkpoint_seconds", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
+    if args.min_unique_tokens > args.chunk_size:
+        raise UserError(f"--min_unique_tokens {args.min_unique_tokens}: no chunk of "
+                        f"{args.chunk_size} tokens (--chunk_size) has as many")
     if not 0 <= args.val_fraction < 1:
         raise UserError(f"--val_fraction {args.val_fraction}: must be at least 0 and below 1")
     if args.val_tail and not args.val_fraction:
@@ -106,7 +113,8 @@ def make_job(args, spec, separator):
     from encoding import Job
     return Job(encoder=spec, separator=tuple(separator), minimum_size=args.minimum_size,
                ftfy=args.ftfy, wikitext=args.wikitext_detokenize,
-               val_fraction=args.val_fraction, val_tail=args.val_tail, seed=args.seed)
+               val_fraction=args.val_fraction, val_tail=args.val_tail, seed=args.seed,
+               min_unique_tokens=args.min_unique_tokens, window=args.chunk_size)
 
 
 def settings_of(args, paths, sizes, encoder):
@@ -116,9 +124,9 @@ def settings_of(args, paths, sizes, encoder):
         UserError: the encoder's vocabulary lacks an id of the separator.
     """
     same = {name: getattr(args, name) for name in
-            ("encoder", "mode", "files_per", "minimum_size", "ftfy", "wikitext_detokenize",
-             "val_fraction", "val_tail", "text_key", "seed")}
-    if args.mode == "chunks":
+            ("encoder", "mode", "files_per", "minimum_size", "min_unique_tokens", "ftfy",
+             "wikitext_detokenize", "val_fraction", "val_tail", "text_key", "seed")}
+    if args.mode == "chunks" or args.min_unique_tokens:
         same["chunk_size"] = args.chunk_size
     separator = args.separator or (encoder and [encoder.eos_id])
     for number in separator if encoder else []:

@@ -32,6 +32,9 @@ class Job:
             goes to validation.
         val_tail: whether each document is cut, rather than the documents shared out.
         seed: decides with a document's place which split it belongs to.
+        min_unique_tokens: documents with a window of fewer different tokens are dropped; 0 is none.
+        window: tokens of such a window; a document's first begins where it does, and the last
+            tokens that fill none are not looked at.
     """
 
     encoder: str
@@ -42,6 +45,8 @@ class Job:
     val_fraction: float
     val_tail: bool
     seed: int
+    min_unique_tokens: int = 0
+    window: int = 0
 
 
 class Documents(typing.NamedTuple):
@@ -134,11 +139,24 @@ def encode_documents(job, encoder, documents):
     tokens, lengths = np.asarray(tokens), np.array(lengths, np.int64)
     sizes = lengths.reshape(-1, parts).sum(1)
     small = sizes < max(job.minimum_size, 1)
+    if job.min_unique_tokens:
+        small |= _repetitive(job, tokens, sizes)
     kept = (lengths > 0) & ~np.repeat(small, parts)
     splits = {split: _selected(job, encoder, texts, tokens, lengths, kept & (of == number))
               for number, split in enumerate(SPLITS)}
     return Result(splits, len(sizes), int(sizes.sum() + kept.sum() * len(job.separator)),
                   int(small.sum()), int(sizes[small].sum()))
+
+
+def _repetitive(job, tokens, sizes):
+    """Which documents hold a window of too few different tokens: bool [documents]."""
+    found = np.zeros(len(sizes), bool)
+    for number, (end, size) in enumerate(zip(np.cumsum(sizes), sizes, strict=True)):
+        windows = size // job.window
+        rows = np.sort(tokens[end - size:][:windows * job.window].reshape(windows, job.window))
+        unique = 1 + (np.diff(rows) != 0).sum(1)
+        found[number] = (unique < job.min_unique_tokens).any()
+    return found
 
 
 def _selected(job, encoder, texts, tokens, lengths, chosen):

@@ -109,7 +109,10 @@ def natural_order(name):
 
 def _read_index(path, where):
     """The shards that an index file lists."""
-    if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
+    if not tf.io.gfile.exists(path):
+        here = "" if "://" in path or os.path.isabs(path) else " from the current directory"
+        raise UserError(f"{where}: no {path}{here}, an index file or a shard; correct the path")
+    if tf.io.gfile.isdir(path):
         raise UserError(f"{where}: {path} is neither a shard (.tfrecords) nor an index file that "
                         f"lists shards; for all shards of a directory write {path}/*.tfrecords")
     with tf.io.gfile.GFile(path) as file:

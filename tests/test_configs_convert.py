@@ -59,7 +59,8 @@ def test_gpt_j(run):
     assert config.no_weight_tie and config.precision == "bfloat16" and config.z_loss == 1e-4
     changed, lost = printed.split("not carried over:")
     assert "layers 28 → n_layer 28" in changed and "n_vocab 50400 →" not in changed
-    for word in ("val_set owt", "eval_harness_tasks", "wandb_project"):
+    for word in ("val_set owt", "--set inline_datasets.pile.eval_path=data/openwebtext2_new_inputs"
+                 ".val.index", "eval_harness_tasks", "wandb_project: --wandb PROJECT logs"):
         assert word in lost
     assert "wrote " in lost and "GPT3_6B_pile_rotary" in config.about
 
@@ -79,6 +80,7 @@ def test_norms_and_blocks():
     assert any("bias" in line for line in found.lost if line.startswith("norm"))
     found = legacy_jax.convert({**GPT_J, "norm": "scalenorm"})
     assert found.values["norm"] == "scale"
+    assert any(line == 'norm "scalenorm" → norm "scale"' for line in found.changed)
     assert not any(line.startswith("norm") for line in found.lost)
 
 
@@ -105,6 +107,9 @@ def test_what_is_lost_is_said(run, changes, wanted):
     ({"norm": "batchnorm"}, 'norm: "batchnorm" is none of layernorm'),
     ({"cores_per_replica": 7}, "cores_per_replica: 7 does not divide tpu_size 256"),
     ({"per_replica_batch": "1"}, "per_replica_batch: must be a whole number"),
+    ({"norm": ["rmsnorm"]}, 'norm: ["rmsnorm"] is none of'),
+    ({"d_head": "256"}, 'd_head: must be a whole number, 1 or more, not "256"'),
+    ({"val_set": "pile.val.index"}, "val_set: must be index files by name, not"),
     ({"n_heads": 12}, "n_head: 12 does not divide n_embd")])
 def test_mistakes_leave_nothing_behind(tmp_path, capsys, changes, wanted):
     old, out = tmp_path / "old.json", tmp_path / "new.json"

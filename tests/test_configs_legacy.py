@@ -105,6 +105,29 @@ def test_older_dataset_entries(load):
     assert config.replace(train_steps=99).inline_datasets == config.inline_datasets
 
 
+@pytest.mark.parametrize("mesh", [{}, {"mesh_shape": "x:8", "layout": "batch:x"}])
+def test_configs_of_gpt_neos_first_weeks(load, mesh):
+    """Globs in data_path, max_steps beside train_steps, local; at first as in ConnorJL/GPT2."""
+    old = {**BASE, "train_steps": 100, "max_steps": 500, "warmup_steps": 10, "n_vocab": 50257,
+           "data_path": "gs://b/bundestag/", "encoder_path": "gs://b/encoder", "datasets": [
+               ["bundestag_*.tfrecords", "", 10, "random_sample", 1.0],
+               ["gs://c/a_*.tfrecords", "val_*.tfrecords", 2, "chunk", 1.0]], **mesh}
+    config = load(old)
+    assert config.train_steps == (100 if mesh else 500)
+    assert config.sources["steps_per_checkpoint"] == (
+        "default" if mesh else "file (as train_steps)")
+    first, second = config.inline_datasets.values()
+    assert (first.path, first.separator, first.eos_id) == (
+        "gs://b/bundestag/bundestag_*.tfrecords", 50256, 50256)
+    assert (second.path, second.eval_path, second.separator) == (
+        "gs://c/a_*.tfrecords", "gs://b/bundestag/val_*.tfrecords", None)
+    assert first.encoder == second.encoder == "gpt2:gs://b/encoder"
+    assert [entry.mode for entry in config.datasets] == ["documents_random", "chunks"]
+    ignored = [note for note in config.notes if "ignored" in note]
+    assert bool(ignored) == bool(mesh) and all("max_steps (train_steps is" in n for n in ignored)
+    assert load({**old, "n_vocab": 32768}).inline_datasets["bundestag"].separator == 0
+
+
 def test_inline_datasets_are_saved_and_checked(load, tmp_path):
     mine = {"path": "a_*.tfrecords", "tokenizer_path": "gpt2", "tokenizer_is_pretrained": True,
             "n_vocab": 90}
@@ -230,7 +253,44 @@ def test_generic_text_and_own_inputs(load):
     assert config.datasets == [("dataset_0", 5, "documents_random", 0.2),
                                ("dataset_1", 5, "documents_random", 0.8)]
     assert config.dataset_configs["dataset_1"].paths == ["b_0.tfrecords"]
+    assert config.eval_steps == 0 and any("eval_steps: 0" in note for note in config.notes)
+    # Its comment calls the key datasets.
+    parts = {"input": "generic_text", "datasets": [[["a_0.tfrecords"], 1]]}
+    assert load({**values, **parts}).dataset_configs["dataset_0"].paths == ["a_0.tfrecords"]
+    mine = load({**CONNORJL, "input": "mine"})  # the function is told where the shards are
+    assert (mine.input_fn, mine.inline_datasets["data_path"].path) == ("mine", "gs://b/owt/*.tfrecords")
+    assert mine.inline_datasets["data_path"].encoder == "gpt2:gs://b/encoder"
     assert load({**values, "input": "mine"}).input_fn == "mine"
+
+
+def test_what_an_input_does_not_read_is_said(load):
+    for changes, wanted in (
+            ({"stitch": 5}, "ignored: stitch (only input generic_text reads it)"),
+            ({"input": "generic_text", "dataset": [[["a"], 1]]}, "ignored: data_path (dataset"),
+            ({"input": "mine", "data_path": None}, "ignored: encoder_path (without data_path")):
+        assert any(wanted in note for note in load({**CONNORJL, **changes}).notes)
+
+
+def test_null_is_absent_in_connorjl(load):
+    optional = ["n_head", "n_ctx", "n_vocab", "lr", "warmup_steps", "beta1", "beta2", "epsilon",
+                "opt_name", "weight_decay", "iterations", "train_steps", "precision", "top_k",
+                "embed_dropout", "scale_by_in", "eval_batch_size", "eval_steps", "encoder_path"]
+    nulls = load({**CONNORJL, **dict.fromkeys(optional)})
+    absent = load({key: value for key, value in CONNORJL.items() if key not in optional})
+    assert nulls.to_json() == absent.to_json() and nulls.beta2 == 0.98
+
+
+def test_scale_of_older_versions(load):
+    """It multiplied what scale_by_depth divides by √n_layer; scale_by_in there was none."""
+    old = {key: value for key, value in CONNORJL.items() if not key.startswith("scale_by")}
+    for scale, by_depth in ((12 ** -0.5, True), (1.0, False)):
+        config = load({**old, "scale": scale})
+        assert (config.scale_by_depth, config.scale_by_in) == (by_depth, False)
+        assert any("scale_by_in false" in note for note in config.notes)
+    config = load({**CONNORJL, "scale": 0.5})
+    assert config.scale_by_in and any("ignored: scale" in note for note in config.notes)
+    with pytest.raises(UserError, match="scale: 0.5 is neither 1 nor 1/√n_layer"):
+        load({**old, "scale": 0.5})
 
 
 @pytest.mark.parametrize("changes, wanted", [
@@ -239,7 +299,12 @@ def test_generic_text_and_own_inputs(load):
     ({"input": "openwebtex"}, "did you mean openwebtext?"),
     ({"data_path": ...}, "data_path: missing"),
     ({"input": "generic_text"}, "dataset: input generic_text needs a list of [[files], weight]"),
-    ({"n_vocab": "a"}, "n_vocab")])
+    ({"n_vocab": "a"}, "n_vocab"),
+    ({"datapath": "x"}, 'datapath: says "x" where data_path says "gs://b/owt/"; keep data_path'),
+    ({"n_head": ..., "n_embd": 100}, "n_head: missing; it would be n_embd / 64, and n_embd 100"),
+    # By the names that the file has.
+    ({"max_steps": "9"}, 'max_steps (train_steps here): must be a valid integer, not "9"'),
+    ({"train_steps": 0}, "train_steps (steps_per_checkpoint here): must be greater")])
 def test_what_a_connorjl_config_lacks(load, changes, wanted):
     values = {**CONNORJL, **changes}
     with pytest.raises(UserError) as error:

@@ -127,6 +127,23 @@ def test_minimum_size_counts_tokens_and_reports(tmp_path, limit, capsys):
     assert f"tokens in {line}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mode", ["chunks", "documents"])
+@pytest.mark.parametrize("least", [0, 2, 4, 8])
+def test_repetitive_documents_are_dropped(tmp_path, least, mode):
+    """Those of which 8 bytes from a multiple of 8 on have too few different ones, and no others."""
+    texts = ["aaaaaaaa", "aaaaaaa", "abcdefgh", "abcabcabcabc", "abcdefghaaaaaaaaab", "ab" * 8,
+             "xabcdefghaaaaaaa"]
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    kept = [text for text in texts if all(
+        len(set(text[start:start + 8])) >= least for start in range(0, len(text) - 7, 8))]
+    directory, manifest = run(tmp_path, "--min_unique_tokens", least, "--chunk_size", 8,
+                              "--mode", mode)
+    assert split_documents(directory, manifest, "train") == kept
+    assert manifest.dropped.documents == len(texts) - len(kept)
+    assert manifest.dropped.tokens == sum(map(len, texts)) - sum(map(len, kept))
+    assert ("different ones in 8" in manifest.dropped.why) == bool(least)
+
+
 def test_validation_by_document(tmp_path, inputs):
     directory, manifest = run(tmp_path, "--val_fraction", 0.25)
     parts = {split: split_documents(directory, manifest, split) for split in manifest.splits}
@@ -275,7 +292,8 @@ def test_help_is_instant_and_names_every_flag():
     text = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True,
                           check=True).stdout
     assert time.monotonic() - began < 1.5
-    for flag in ("input_dir tfds text_key ftfy wikitext_detokenize minimum_size on_error name "
+    for flag in ("input_dir tfds text_key ftfy wikitext_detokenize minimum_size "
+                 "min_unique_tokens on_error name "
                  "output_dir encoder mode chunk_size separator files_per val_fraction val_tail "
                  "seed write_dataset_config overwrite processes checkpoint_seconds").split():
         assert f"--{flag}" in text

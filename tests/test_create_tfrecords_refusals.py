@@ -23,6 +23,8 @@ REFUSALS = [
     (["--name", "d_val"], "--name d_val"),
     (["--encoder", "bite"], "byte"),
     (["--input_dir", "/nowhere/*.txt"], "/nowhere/"),
+    (["--min_unique_tokens", "-1"], "--min_unique_tokens -1: must be at least 0"),
+    (["--min_unique_tokens", "300", "--chunk_size", "256"], "no chunk of 256 tokens"),
     (["--minimum_size", "1000"], "no training document is left of 1 "),
     (["--val_fraction", "0.0001"], "none of 1 documents fell to validation"),
     (["--output_dir", __file__ + "/x"], "/x: cannot be made"),

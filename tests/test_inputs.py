@@ -478,6 +478,7 @@ def test_index_files_lists_and_empty_globs(tmp_path, monkeypatch):
         assert flat == wanted[1:]
     for path, match in ((f"{tmp_path}/none_*.tfrecords", "no file matches"),
                         (f"{tmp_path}/none.tfrecords", "none.tfrecords does not exist"),
+                        (f"{tmp_path}/none.index", "no .*none.index, an index file or a shard"),
                         (str(deep), "neither a shard")):
         config = shards.config(tmp_path, {"own": (1, "chunks", 1.0, {"path": path})})
         with pytest.raises(UserError, match=match):
