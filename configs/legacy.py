@@ -22,6 +22,7 @@ SWITCHES = {
 VALUES: dict[tuple[str, Any], Any] = {
     ("model", "GPT2"): "GPT",
     ("model", "GPT2MOE"): "GPT",
+    ("activation_function", "gelu_new"): "gelu",  # Hugging Face's name
     ("opt_name", "adam"): "adamw",
     ("opt_name", "Adam"): "adamw",
     ("opt_name", None): "adamw",

@@ -38,6 +38,7 @@ SYNONYMS = {
     "use_parallel_residual": "parallel_residual",
     "vocab_size": "n_vocab",
     "warmup_iters": "warmup_steps",
+    "window_size": "local_attention_radius",
 }
 
 

@@ -44,6 +44,7 @@ def load(tmp_path):
                                                             "constant"),
     ({"predict_steps": 1}, "lr_decay", "constant"),
     ({"predict_steps": 1, "lr_decay": "linear"}, "lr_decay", "linear"),
+    ({"activation_function": "gelu_new"}, "activation_function", "gelu"),
     ({"top_k": 40}, "top_k", 40)])
 def test_other_spellings(load, old, key, value):
     assert getattr(load({**BASE, **old}), key) == value

@@ -290,7 +290,7 @@ def test_configs_do_not_change(write):
     ({"gpu_ids": ["cpu"]}, 'gpu_ids: "cpu" is no GPU'),
     ({"n_vocab": 0}, "n_vocab: missing, and there are no datasets"),
     ({"datasets": [["a", 0]]}, "datasets: a: stitch must be a whole number"),
-    ({"datasets": [["a", 1, "chunk"]]}, "did you mean chunks?"),
+    ({"datasets": [["a", 1, "chunky"]]}, "did you mean chunks?"),
     ({"datasets": [["a", 1, "chunks", 0]]}, "datasets: a: weight must be above 0"),
     ({"datasets": ["a", "a"]}, "datasets: a is listed twice"),
     ({"datasets": [[]]}, "datasets: [] is neither an id nor"),

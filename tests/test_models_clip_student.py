@@ -35,6 +35,12 @@ def weights():
     return shaken({name: value.shape for name, value in outputs().weights.items()})
 
 
+def test_the_projection_begins_as_in_clip():
+    """A standard deviation of 1/√width; gpt-c's was width^¼."""
+    kernel = outputs().weights["clip_student/projection/kernel"]
+    assert abs(kernel.std() / kernel.shape[0] ** -0.5 - 1) < 4 / (2 * kernel.size) ** 0.5
+
+
 def test_within_the_window_it_is_a_neox_with_quick_gelu(weights):
     torch = pytest.importorskip("torch", reason="compares with transformers")
     transformers = pytest.importorskip("transformers", reason="compares with transformers")
