@@ -115,8 +115,8 @@ def translate(values: dict[str, Any], whole: bool = False
     elif whole:
         values, told = legacy_neo.complete(values)
     values = legacy_neo.datasets(legacy_neo.microbatches(legacy_neo.local(values)))
+    values, why = legacy_neo.experts(values)
     new: dict[str, Any] = {}
-    unneeded: list[str] = []
     for key, value in values.items():
         if key in UNSUPPORTED:
             if value:
@@ -125,7 +125,7 @@ def translate(values: dict[str, Any], whole: bool = False
                                 f"{'false' if value is True else 'null'}{flag}")
             continue
         if key in UNNEEDED:
-            unneeded.append(key)
+            why[key] = UNNEEDED[key]
             continue
         for name, meant in _renamed(key, value, values):
             if name != key:
@@ -136,8 +136,8 @@ def translate(values: dict[str, Any], whole: bool = False
                                 f"keep {name}")
             new[name] = meant
     notes = []
-    if unneeded:
-        reasons = "; ".join(f"{key} ({UNNEEDED[key]})" for key in unneeded)
+    if why:
+        reasons = "; ".join(f"{key} ({reason})" for key, reason in why.items())
         notes.append(f"not needed and ignored: {reasons}")
     return new, former, [*told, *notes]
 

@@ -32,6 +32,18 @@ EXPERTS = {"hidden_size": 4096, "min_expert_capacity": 1}
 # How far local layers saw where the switch `local` made them: Mesh TensorFlow's own value.
 LOCAL_RADIUS = 128
 
+# mesh-tensorflow's hyperparameters of experts that neither top_1 nor top_2 reads.
+UNREAD_BY_EXPERTS = {
+    "capacity_factor_second_level": "experts have one level",
+    "ntlb_top_k": "another gating's",
+    "switch_dropout": "that of policy input_dropout, which is refused",
+    "switch_temperature": "that of policy sample, which is refused",
+    "top_n_num_experts_per_token": "another gating's",
+}
+# The same, of what is off when it is null or false.
+OFF_IN_EXPERTS = ("output_dim", "use_experts_attention", "word_embed_mode",
+                  "use_second_place_expert_prob", "use_second_place_expert_prob_temp")
+
 
 def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Adds GPT-Neo's defaults to a whole config that has its tell-tale key.
@@ -65,6 +77,28 @@ def complete(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     values = {key: value for key, value in values.items()
               if value is not None or key in DEFAULTS or not _is_off_by_default(key)}
     return {**values, **absent}, notes
+
+
+def experts(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Leaves out of moe_params what nothing here needs.
+
+    Returns:
+        (values, by key left out: why).
+    """
+    section = values.get("moe_params")
+    if not isinstance(section, dict):
+        return values, {}
+    kept: dict[str, Any] = {}
+    why: dict[str, str] = {}
+    for key, value in section.items():
+        name = key.removeprefix("moe_")
+        if name in UNREAD_BY_EXPERTS:
+            why[f"moe_params.{key}"] = UNREAD_BY_EXPERTS[name]
+        elif name in OFF_IN_EXPERTS and not value:
+            why[f"moe_params.{key}"] = "it is off"
+        else:
+            kept[key] = value
+    return {**values, "moe_params": kept}, why
 
 
 def _is_off_by_default(key: str) -> bool:

@@ -17,6 +17,11 @@ def _gating(value: Any) -> Any:
     return "top_1" if value == "switch" else value
 
 
+def _switch(value: Any) -> Any:
+    """mesh-tensorflow writes 0 and 1."""
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
 class MoeParams(Keys):
     """The keys inside of the section; mesh-tensorflow's prefix `moe_` may be there or not."""
 
@@ -45,7 +50,7 @@ class MoeParams(Keys):
                                "none.")
     dropout_rate: float = Field(
         0.0, ge=0, lt=1, description="Dropout on an expert's hidden layer in training.")
-    use_second_place_loss: bool = Field(
+    use_second_place_loss: Annotated[bool, BeforeValidator(_switch)] = Field(
         False, description="Whether second choices have to be balanced too.")
     second_policy_train: Policy = Field(
         "random", description="Whether a second expert is asked in training: if its weight is "

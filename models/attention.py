@@ -76,8 +76,8 @@ def empty_caches(ctx, shape, n_layers):
             for _ in range(n_layers)]
 
 
-def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), slopes=None,
-                       angles=()):
+def causal_incremental(qkv, cache, index, rotary_dims, angles, window=None, learned=(),
+                       slopes=None):
     """Causal attention of new tokens over a cache of earlier ones.
 
     It is the incremental form of `full`, and with a window of models.local.windowed.
@@ -90,9 +90,9 @@ def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), 
         it and nothing is compiled.
       index: int32 [batch]: how many tokens of each row the cache holds; the new ones follow.
       rotary_dims: features of a head to rotate; 0 for none.
+      angles: models.positions.angles_of the new tokens.
       window: how many tokens a query sees; None is all.
       learned, slopes: see `full`.
-      angles: models.positions.angles_of the new tokens; without them they are made here.
 
     Returns:
       ([batch, new_tokens, heads, features_per_head], the cache with the new tokens written).
@@ -106,7 +106,7 @@ def causal_incremental(qkv, cache, index, rotary_dims, window=None, learned=(), 
         turned, learned = others[:len(angles)], others[len(angles):]
         position = slices.map(lambda at: at[:, None, None] + tf.range(new_tokens.size), at)
         start = slices.start(memory) if slices.is_split(memory) else None
-        q, k, v = parts.split(slices, x, position, turned)
+        q, k, v = parts.split(slices, x, turned)
         keys, values = (slices.map(_written, old, new, position, start)
                         for old, new in ((keys, k), (values, v)))
         learned = [slices.map(lambda t: tf.transpose(t, [1, 0, 2])[None], t) for t in learned]

@@ -47,7 +47,7 @@ class Attention:
             return local.windowed(ctx, qkv, config.local_attention_radius, **settings)
         return attention.full(ctx, qkv, **settings)
 
-    def incremental(self, ctx, qkv, layer, cache, index, count, angles=()):
+    def incremental(self, ctx, qkv, layer, cache, index, count, angles):
         """Causal attention of new tokens to each other and to those in a cache.
 
         Args:
@@ -56,17 +56,17 @@ class Attention:
           cache: the layer's of `empty_caches`, or as this returned it.
           index: int32 [batch]: how many tokens of each row came before.
           count: int32 [batch]: how many of the new tokens belong to the row, or None for all.
-          angles: `angles` of the new tokens; without them each layer makes its own.
+          angles: `angles` of the new tokens.
 
         Returns:
           ([batch, new_tokens, heads, features_per_head], the new cache).
         """
         kind = self._config.attention_types[layer]
         if kind == "linear":
-            return linear.incremental(qkv, cache, index, count, self._rotary_dims)
+            return linear.incremental(qkv, cache, count, self._rotary_dims, angles)
         window = self._config.local_attention_radius if kind == "local" else None
-        return attention.causal_incremental(qkv, cache, index, self._rotary_dims, window,
-                                            self._learned(ctx), self._slopes, angles)
+        return attention.causal_incremental(qkv, cache, index, self._rotary_dims, angles,
+                                            window, self._learned(ctx), self._slopes)
 
     def angles(self, ctx, position):
         """models.positions.angles_of tokens at `position`, int32 [batch, new_tokens]."""

@@ -110,7 +110,7 @@ class Student:
 
         def attend(ctx, qkv, layer):
             out, cache = attention.causal_incremental(
-                qkv, caches[layer], index, rotary_dims, self.sizes.window, angles=angles)
+                qkv, caches[layer], index, rotary_dims, angles, self.sizes.window)
             new.append(cache)
             return out
 

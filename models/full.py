@@ -4,6 +4,7 @@ import numpy as np
 
 from mesh import random
 from mesh.compat import tf
+from models import positions
 from models.heads import swapped, weighted
 
 # Queries are taken in this many blocks: an eighth of the scores' memory at a time. Causal ones skip
@@ -50,7 +51,7 @@ class Full:
         x, *others = ins
         learned, key = self._sorted(others)
         x = self._anew(slices, x, grads[0])
-        q, k, v, position = self._split(slices, x, learned)
+        q, k, v, angles = self._split(slices, x, learned)
         d_out = slices.map(swapped, grads[0])
         # Σ_k p·dp = d_out·out, dropout included (Dao et al. 2022, appendix B.2).
         inner = slices.sum(slices.map(_inner, d_out, outs[0]), self._heads.features)
@@ -76,7 +77,7 @@ class Full:
         n = self._rules.learned
         d_k, d_v = (self._heads.from_memory(slices, slices.map(lambda t: t[:, :, n:], total))
                     for total in totals)
-        dx = self._heads.split_gradient(slices, x, position, d_q, d_k, d_v)
+        dx = self._heads.split_gradient(slices, x, angles, d_q, d_k, d_v)
         return [dx, *d_learned] + [None] * len(key)
 
     def _anew(self, slices, x, gradient):
@@ -97,15 +98,17 @@ class Full:
         return others[:n], others[n:]
 
     def _split(self, slices, x, learned):
-        """Queries [b, h, s, d], keys and values [b, h, learned + m, d], and positions [s]."""
-        length = x.to_laid_out_tensor().slice_shape[1]
-        position = slices.map(lambda start: start + tf.range(length),
-                              slices.start(self._heads.sequence))
-        q, k, v = self._heads.split(slices, x, position)
+        """Queries [b, h, s, d], keys and values [b, h, learned + m, d], and rotary angles."""
+        angles, rotary, length = [], self._heads.rotary_dims, x.to_laid_out_tensor().slice_shape[1]
+        if rotary:
+            angles = slices.map(
+                lambda start: positions.rotary_angles(start + tf.range(length), rotary),
+                slices.start(self._heads.sequence))
+        q, k, v = self._heads.split(slices, x, angles)
         k, v = (self._heads.to_memory(slices, t) for t in (k, v))
         if learned:
             k, v = (slices.map(_joined, t, one) for t, one in zip((k, v), learned, strict=True))
-        return q, k, v, position
+        return q, k, v, angles
 
     def _blocks(self, slices, q, k):
         """((first, last + 1), reach) of blocks of a slice's queries; they see keys below reach."""

@@ -26,33 +26,31 @@ class Heads:
         self.batch, self.sequence, _, self.heads, self.features = qkv.shape.dims
         self.memory, self.rotary_dims = memory, rotary_dims
 
-    def split(self, slices, x, position, angles=()):
+    def split(self, slices, x, angles):
         """Unpacks queries, keys and values.
 
         Args:
           slices: a mesh.slices.Slices.
           x: laid-out [b, s, qkv, h, d].
-          position: laid-out int32 [s] or [b, 1, s].
-          angles: laid-out cosines and sines of the positions, [b, s, rotated features / 2] each,
-            where they are known.
+          angles: laid-out cosines and sines of the positions, each [s, rotated features / 2] or
+            [b, s, rotated features / 2]; none where nothing is rotated.
 
         Returns:
           three laid-out [b, h, s, d]: queries, rotated and divided by √d, rotated keys, values.
         """
         return [self._own(slices, t, 3)
-                for t in slices.map(self.split_slice, self._gathered(slices, x, 4), position,
-                                    *angles)]
+                for t in slices.map(self.split_slice, self._gathered(slices, x, 4), *angles)]
 
-    def split_gradient(self, slices, x, position, d_q, d_k, d_v):
+    def split_gradient(self, slices, x, angles, d_q, d_k, d_v):
         """The gradient of `split`'s `x`, like it; the arguments are those of `split`'s results."""
-        def one_slice(x, position, *grads):
+        def one_slice(x, d_q, d_k, d_v, *angles):
             # A fresh identity keeps tf.gradients from walking the rest of the graph.
             x = tf.identity(x)
-            return tf.gradients(self.split_slice(x, position), x, list(grads))[0]
+            return tf.gradients(self.split_slice(x, *angles), x, [d_q, d_k, d_v])[0]
 
         grads = [self._gathered(slices, t, 3) for t in (d_q, d_k, d_v)]
-        return self._own(slices, slices.map(one_slice, self._gathered(slices, x, 4), position,
-                                            *grads), 4)
+        return self._own(slices, slices.map(one_slice, self._gathered(slices, x, 4), *grads,
+                                            *angles), 4)
 
     def to_memory(self, slices, x):
         """Keys or values, [b, h, s, d] -> [b, h, m, d]."""
@@ -83,12 +81,11 @@ class Heads:
                            self.memory)
         return slices.map(lambda e, t: e / t, e, total)
 
-    def split_slice(self, x, position, *angles):
+    def split_slice(self, x, *angles):
         """`split` of one slice that has all features: from tf [b, s, qkv, h, d]."""
         q, k, v = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
         if self.rotary_dims:
-            cos, sin = ([t[:, None] for t in angles] or
-                        positions.rotary_angles(position, self.rotary_dims))
+            cos, sin = (t[..., None, :, :] for t in angles)
             q, k = (positions.rotate(t, cos, sin, self.rotary_dims) for t in (q, k))
         return q * tf.cast(self.features.size ** -0.5, q.dtype), k, v
 

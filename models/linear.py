@@ -46,7 +46,9 @@ def full(qkv, rotary_dims, causal=True):
     whole = [mtf.Dimension(f"whole_{dim.name}", dim.size) for dim in (sequence, features)]
 
     def one_slice(x):
-        q, k, v = _parts(x, tf.range(sequence.size), rotary_dims)
+        places = tf.range(sequence.size)
+        angles = positions.rotary_angles(places, rotary_dims) if rotary_dims else ()
+        q, k, v = _parts(x, rotary_dims, *angles)
         if causal:
             out, _ = _causal(q, k, v, 0.0)
         else:
@@ -69,17 +71,17 @@ def empty_cache(ctx, batch, heads, features):
     return (mtf.zeros(ctx.mesh, [batch, heads, *sums], tf.float32),)
 
 
-def incremental(qkv, cache, index, count, rotary_dims):
+def incremental(qkv, cache, count, rotary_dims, angles):
     """Causal linear attention of new tokens, given the sums over earlier ones.
 
     Args:
       qkv: of the new tokens, [batch, new_tokens, qkv, heads, features_per_head]; no layout splits
         the second dimension.
       cache: see `empty_cache`. Each token has to come once.
-      index: int32 [batch]: how many tokens of each row came before.
       count: int32 [batch]: how many of the new tokens belong to the row; those that follow, and
         their outputs, count for nothing. None is all.
       rotary_dims: features of a head to rotate; 0 for none.
+      angles: models.positions.angles_of the new tokens.
 
     Returns:
       ([batch, new_tokens, heads, features_per_head], the new cache).
@@ -88,29 +90,28 @@ def incremental(qkv, cache, index, count, rotary_dims):
     whole = mtf.Dimension(f"whole_{features.name}", features.size)
     state, = cache
 
-    def one_slice(x, state, index, *count):
-        places = tf.range(new_tokens.size)
-        q, k, v = _parts(x, index[:, None, None] + places, rotary_dims)
-        belongs = places < count[0][:, None] if count else None
+    def one_slice(x, state, *others):
+        turned, count = others[:len(angles)], others[len(angles):]
+        q, k, v = _parts(x, rotary_dims, *(t[:, None] for t in turned))
+        belongs = tf.range(new_tokens.size) < count[0][:, None] if count else None
         out, state = _causal(q, k, v, state, belongs)
         return tf.cast(tf.transpose(out, [0, 2, 1, 3]), x.dtype), state
 
-    inputs = [mtf.reshape(qkv, [batch, new_tokens, packed, heads, whole]), state, index]
+    inputs = [mtf.reshape(qkv, [batch, new_tokens, packed, heads, whole]), state, *angles]
     out, state = local(one_slice, inputs + ([] if count is None else [count]),
                        [([batch, new_tokens, heads, whole], qkv.dtype), (state.shape, state.dtype)],
                        name="linear_incremental")
     return mtf.reshape(out, [batch, new_tokens, heads, features]), (state,)
 
 
-def _parts(x, position, rotary_dims):
+def _parts(x, rotary_dims, *angles):
     """[b, n, 3, h, d] -> queries' softmax, keys as they are and values: float32 [b, h, n, d].
 
-    `position` is int32 [n] or [b, 1, n].
+    `angles` are the positions' cosines and sines, broadcast against [b, h, n, rotated / 2].
     """
     q, k, v = tf.unstack(tf.transpose(tf.cast(x, tf.float32), [2, 0, 3, 1, 4]))
     if rotary_dims:
-        cos, sin = positions.rotary_angles(position, rotary_dims)
-        q, k = (positions.rotate(t, cos, sin, rotary_dims) for t in (q, k))
+        q, k = (positions.rotate(t, *angles, rotary_dims) for t in (q, k))
     return tf.nn.softmax(q * q.shape[-1] ** -0.5), k, v
 
 

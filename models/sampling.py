@@ -153,6 +153,8 @@ def prefill(model, ctx, tokens, lengths, caches=None, block=None):
         return [start + block.size, *tf.nest.flatten(new)]
 
     caches = caches or model.empty_caches(ctx, batch, prompt.size)
+    if not tf.nest.flatten(caches):  # no layer looks back
+        return caches
     start = mtf.constant(ctx.mesh, 0, dtype=tf.int32)
     return _like(caches, mtf.while_loop(more, body, [start, *tf.nest.flatten(caches)])[1:])
 

@@ -29,6 +29,33 @@ def test_names_with_and_without_their_prefix(tmp_path):
     assert schema.load(str(again)).moe_params == params
 
 
+def test_hyperparameters_of_mesh_tensorflow_that_nothing_reads_are_named(tmp_path):
+    """All that version 0.1.21 has, at their defaults there, are taken."""
+    defaults = dict(
+        gating="top_2", num_experts=16, loss_coef=0.01, hidden_size=4096, group_size=1024,
+        min_expert_capacity=4, capacity_factor_train=1.25, capacity_factor_eval=2.0,
+        capacity_factor_second_level=1.0, use_second_place_loss=0, second_policy_train="random",
+        second_policy_eval="random", second_threshold_train=0.2, second_threshold_eval=0.2,
+        dropout_rate=0.0, switch_policy_train="input_jitter", switch_policy_eval="input_jitter",
+        switch_dropout=0.1, switch_temperature=1.0, switch_jitter=0.01, output_dim=None,
+        ntlb_top_k=4, use_experts_attention=False, z_loss=None, word_embed_mode=None,
+        use_second_place_expert_prob=None, use_second_place_expert_prob_temp=None,
+        top_n_num_experts_per_token=3)
+    defaults = {f"moe_{name}": value for name, value in defaults.items()}
+    path = tmp_path / "run.json"
+    plain = json.loads(graphs.config(moe_layers=[1]).to_json())
+    path.write_text(json.dumps({**plain, "moe_params": defaults}))
+    config = schema.load(str(path))
+    assert config.moe_params.hidden_size == 4096 and not config.moe_params.use_second_place_loss
+    note, = config.notes
+    assert note.startswith(f"{path}: not needed and ignored: ")
+    assert "moe_params.moe_switch_dropout (that of policy input_dropout, which is re" in note
+    assert "moe_params.moe_output_dim (it is off)" in note and "group_size" not in note
+    path.write_text(json.dumps({**plain, "moe_params": {"moe_output_dim": 8}}))
+    with pytest.raises(UserError, match="moe_params.output_dim: unknown key"):
+        schema.load(str(path))
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"moe_layers": [2]}, r"moe_layers: none of \[2\] is a layer; .* n_layer is 2"),
     ({"moe_layers": [-1]}, "moe_layers: layers are counted from 0"),

@@ -4,6 +4,7 @@ import os
 import re
 
 import pytest
+from test_preflight_table import stored
 
 from configs import reading, schema
 
@@ -50,17 +51,39 @@ def test_meshes_that_are_listed_work(shipped):
     assert name == "gpt_125M" or meshes[told[1]] == config.mesh_shape
 
 
-def test_the_cost_is_the_formulas(shipped):
-    """6 · parameters · tokens at 40 % of a core's 52.5 TFLOP/s."""
-    _, config = shipped
-    tokens = config.train_batch_size * config.train_steps * config.n_ctx
-    hours = 6 * passed(config) * tokens / (0.4 * 52.5e12) / 3600
-    told = re.search(r"Cost: about ([\d,]+) core-hours of TPU v3, (\d+) (days|hours) on a v3-(\d+)",
+def test_the_cost_is_the_compilers_estimate(shipped):
+    """What docs/tpu.md's table has for the slice: seconds of a step, times steps and cores."""
+    name, config = shipped
+    told = re.search(r"Cost: about ([\d,]+) core-hours of TPU v3, (\d+) (days|hours) on a "
+                     r"v3-(\d+): the TPU compiler's estimate\n\(docs/tpu.md\), not measured",
                      config.about)
-    assert int(told[1].replace(",", "")) == pytest.approx(hours, rel=0.05)
-    unit = 24 if told[3] == "days" else 1
-    assert int(told[2]) == pytest.approx(hours / int(told[4]) / unit, abs=0.55)
-    assert config.mesh_size == int(told[4]) and "An estimate, not\nmeasured" in config.about
+    seconds = float(stored()[name, f"v3-{told[4]}"][5]) * config.train_steps
+    cores = config.mesh_size
+    assert cores == int(told[4])
+    assert int(told[1].replace(",", "")) == pytest.approx(seconds * cores / 3600, rel=0.05)
+    unit = 86400 if told[3] == "days" else 3600
+    assert int(told[2]) == pytest.approx(seconds / unit, abs=0.55)
+
+
+def test_times_elsewhere_are_the_compilers_too():
+    """Those of runs with a student, and of gpt-c's own."""
+    found = 0
+    for (name, _), row in stored().items():
+        config = schema.load(name)
+        told = re.search(r"by the TPU compiler's estimate (\d+) (days|hours)", config.about)
+        if told:
+            unit = 86400 if told[2] == "days" else 3600
+            assert int(told[1]) == pytest.approx(float(row[5]) * config.train_steps / unit,
+                                                 abs=0.55), name
+            found += 1
+    assert found == 3
+
+
+def test_commands_for_a_tpus_mesh_ask_for_one():
+    for name, _ in stored():
+        command, = re.findall(rf"^Command: python main.py --model {name} .*", schema.load(
+            name).about, re.MULTILINE)
+        assert "--tpu NAME" in command
 
 
 def test_gpt_neos_and_connorjls_recipes():

@@ -9,7 +9,7 @@ from attention_formulas import softmax_attention as naive
 
 from mesh import devices
 from mesh.compat import mtf, tf
-from models import attention, full, layers, local
+from models import attention, full, layers, local, positions
 
 HEADS, FEATURES, QKV = (graphs.dim(*d) for d in [
     ("heads", 2), ("features_per_head", 8), ("qkv", 3)])
@@ -69,6 +69,15 @@ def check(x, dims, rotary_dims=0, dropout=False, tolerance=2e-5, **options):
         np.testing.assert_allclose(result[name].astype(np.float32), expected,
                                    atol=tolerance * max(1, abs(expected).max()), err_msg=name)
     return result
+
+
+def continued(qkv, cache, at, rotary_dims, window=None):
+    """causal_incremental() of new tokens after `at` others of each row."""
+    mesh, (batch, new_tokens) = qkv.mesh, qkv.shape.dims[:2]
+    index = graphs.give(mesh, at, batch)
+    angles = positions.angles_of(layers.Context(mesh, graphs.config(n_ctx=MEMORY)),
+                                 index + mtf.range(mesh, new_tokens, tf.int32), rotary_dims)
+    return attention.causal_incremental(qkv, cache, index, rotary_dims, angles, window)
 
 
 # 300 queries are two blocks of 150, 389 are 129 and two of 130.
@@ -197,8 +206,7 @@ def test_incremental_equals_full(mesh_shape, layout, rotary_dims, dtype):
         for i, (at, new) in enumerate(pieces()):
             qkv = graphs.give(mesh, new, batch, graphs.dim("new_tokens", new.shape[1]), *dims[2:],
                               dtype=dtype)
-            outputs[f"y{i}"], cache = attention.causal_incremental(
-                qkv, cache, graphs.give(mesh, at, batch), rotary_dims)
+            outputs[f"y{i}"], cache = continued(qkv, cache, at, rotary_dims)
         return {**outputs, "keys": cache[0], "values": cache[1]}
 
     result = graphs.run(build, mesh_shape, layout)
@@ -265,8 +273,7 @@ def test_incremental_sees_no_further_than_a_window(mesh_shape, layout, rotary_di
         for i, (at, new) in enumerate(pieces):
             qkv = graphs.give(mesh, new, batch, graphs.dim("new_tokens", new.shape[1]), *dims[2:],
                               dtype=dtype)
-            outputs[f"y{i}"], cache = attention.causal_incremental(
-                qkv, cache, graphs.give(mesh, at, batch), rotary_dims, window)
+            outputs[f"y{i}"], cache = continued(qkv, cache, at, rotary_dims, window)
         return outputs
 
     result = graphs.run(build, mesh_shape, layout)

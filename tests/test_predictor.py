@@ -102,7 +102,7 @@ def greedy_by_full_passes(config, prompts, new):
     {"attention_types": ("linear", "local"), "local_attention_radius": 5, "num_mem_kv": 3},
     {"attention_types": ("none", "local", "global", "linear"), "n_layer": 4, "position": "rotary",
      "local_attention_radius": 3},
-    {"position": "alibi", "num_mem_kv": 2}], ids=str)
+    {"position": "alibi", "num_mem_kv": 2}, {"attention_types": ("none", "none")}], ids=str)
 def test_cached_decoding_equals_full_passes(tmp_path, changes):
     """For prompts of four lengths in one batch, and far past n_ctx."""
     config = save_run(make_config(tmp_path, predict_batch_size=4, **changes))
