@@ -82,7 +82,8 @@ def find_inputs(args):
     if ignored:
         print(f"ignored {len(ignored)} files of other kinds, such as {min(ignored)}",
               file=sys.stderr)
-    if args.txt_pages or any(split_name(path, FORMS)[0] in (".html", ".htm", ".warc") for path in paths):
+    pages = (".html", ".htm", ".warc", *([".txt"] if args.txt_pages else []))
+    if any(split_name(path, FORMS)[0] in pages for path in paths):
         resiliparse("extract.html2text")
     return paths, [sources.size_of(path) for path in paths]
 

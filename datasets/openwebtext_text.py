@@ -27,7 +27,8 @@ TAGS = re.compile(rb"<(/?)(?!(?:area|base|body|br|col|dd|dt|embed|head|hr|html|i
 # An inner archive of at most HELD_ARCHIVE bytes whose documents have more bytes is a bomb.
 EXPANDED = 1 << 27
 HTML = ("text/html", "application/xhtml+xml", "")
-MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_BE: "utf-16-be", codecs.BOM_UTF16_LE: "utf-16-le"}
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_BE: "utf-16-be",
+         codecs.BOM_UTF16_LE: "utf-16-le"}
 BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 
 

@@ -221,8 +221,8 @@ def refuse_tar(data):
         ValueError: the bytes begin as a tar's do.
     """
     if data[257:262] == b"ustar":
-        raise ValueError("a tar, which its name does not say; let it end in .tar, or in .tar.xz and "
-                         "the like")
+        raise ValueError("a tar, which its name does not say; let it end in .tar, .tar.xz or the "
+                         "like")
 
 
 def tar_members(stream):

@@ -249,8 +249,8 @@ def test_bodies_that_are_no_text_whatever_their_server_said(tmp_path):
     pytest.importorskip("resiliparse")
     html, text = "Content-Type: text/html; charset=", "Content-Type: text/plain"
     bodies = [(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", html + "utf-8"),
-              (b"%PDF-1.4\n1 0 obj << /Type /Catalog >>", html + "utf-8"), (b"PK\x03\x04words", text),
-              (page(1).decode().encode("utf-16"), html + "utf-8"),
+              (b"%PDF-1.4\n1 0 obj << /Type /Catalog >>", html + "utf-8"),
+              (b"PK\x03\x04words", text), (page(1).decode().encode("utf-16"), html + "utf-8"),
               (page(2).decode().encode("utf-16-le"), html + "utf-16le"),
               (page(3) + b"\x1b[0m", html + "utf-8")]
     path = put(tmp_path, "a.warc", b"".join(
