@@ -31,12 +31,27 @@ def check(config: Any) -> list[str]:
     unread = optimizers.unread(config)
     if unread:
         notes.append(f"opt_name: {config.opt_name} does not read {', '.join(unread)}")
-    turning = [key for key in ("rotary_dims", "rotary_base", "rotary_style")
-               if getattr(config, key) != type(config).model_fields[key].default]
-    if turning and config.position != "rotary":
-        notes.append(f"position: {config.position} does not read {', '.join(turning)}")
+    notes += _unread(config)
     notes.extend(f"mesh_shape: no layout rule uses axis {axis}, so its devices repeat the same work"
                  for axis in idle_axes(config))
+    return notes
+
+
+def _unread(config: Any) -> list[str]:
+    """Notes on keys that another key makes of no use."""
+    masked = [key for key in type(config).model_fields
+              if key.startswith("mlm_") and key != "mlm_training"]
+    notes = []
+    for key, without, keys in [
+            ("position", config.position != "rotary",
+             ["rotary_dims", "rotary_base", "rotary_style"]),
+            ("lr_decay", config.lr_decay == "constant", ["lr_decay_end", "lr_min_ratio"]),
+            ("mlm_training", not config.mlm_training, masked)]:
+        given = [name for name in keys if name in config.model_fields_set
+                 and getattr(config, name) != type(config).model_fields[name].default]
+        if without and given:
+            value = str(getattr(config, key)).lower()
+            notes.append(f"{key}: {value} does not read {', '.join(given)}")
     return notes
 
 

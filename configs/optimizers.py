@@ -26,6 +26,8 @@ def unread(config: Any) -> list[str]:
     read = set(KEYS[config.opt_name])
     if config.opt_name == "adafactor":
         read.discard("decay_exponent" if config.decay_type == "adam" else "beta2")
+    if config.opt_name == "sgd" and not config.momentum:
+        read.discard("nesterov")
     defaults = {key: field.default for key, field in type(config).model_fields.items()}
     return sorted(key for key in every - read
                   if key in config.model_fields_set and getattr(config, key) != defaults[key])

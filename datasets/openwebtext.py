@@ -40,6 +40,9 @@ def parser():
                       "(default 10,000,000)")
     text.add_argument("--whole_pages", action="store_true",
                       help="all text of a page, with menus and the like")
+    text.add_argument("--txt_pages", action="store_true",
+                      help=".txt files are pages: what OpenWebText's scraper stores with --scraper "
+                      "raw, in *_data.xz")
     out = p.add_argument_group("output")
     out.add_argument("--name", required=True, help="shards are NAME_<i>.jsonl.zst")
     out.add_argument("--output_dir", required=True, metavar="DIR")
@@ -79,7 +82,8 @@ def find_inputs(args):
     if ignored:
         print(f"ignored {len(ignored)} files of other kinds, such as {min(ignored)}",
               file=sys.stderr)
-    if any(split_name(path, FORMS)[0] in (".html", ".htm", ".warc") for path in paths):
+    pages = (".html", ".htm", ".warc", *([".txt"] if args.txt_pages else []))
+    if any(split_name(path, FORMS)[0] in pages for path in paths):
         resiliparse("extract.html2text")
     return paths, [sources.size_of(path) for path in paths]
 
@@ -103,7 +107,8 @@ def write_shards(args, files, settings, state, paths, sizes):
 
     from configs.progress import tqdm
     state = state or {"begin": [0, 0], "counts": None, "writer": None, "keys": 0}
-    job = Job(args.minimum_size, args.maximum_size, args.ftfy, args.whole_pages)
+    job = Job(args.minimum_size, args.maximum_size, args.ftfy, args.whole_pages,
+              args.txt_pages)
     counts = Counts(args.on_error == "skip", state["counts"])
     writer = JsonlWriter(args.output_dir, args.name, args.format.endswith(".zst"), args.files_per,
                          state["writer"])
@@ -141,7 +146,8 @@ def make(args):
                      r"(_\d+(\.jsonl(\.zst)?(\.tmp)?|\.part\d+\.tmp)|_keys\d+\.tmp)",
                      "_report.json")
     paths, sizes = find_inputs(args)
-    decisive = ("minimum_size", "maximum_size", "ftfy", "whole_pages", "format", "files_per")
+    decisive = ("minimum_size", "maximum_size", "ftfy", "whole_pages", "txt_pages",
+                "format", "files_per")
     settings = {**{name: getattr(args, name) for name in decisive},
                 "number of inputs": len(paths), "inputs": paths, "sizes of inputs": sizes}
     state, finished = files.begin(settings)

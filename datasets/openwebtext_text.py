@@ -13,7 +13,7 @@ import typing
 import unicodedata
 
 import warc
-from unpacking import DAMAGED
+from unpacking import DAMAGED, refuse_tar
 from web_documents import items, reason
 
 from configs.errors import UserError
@@ -27,6 +27,9 @@ TAGS = re.compile(rb"<(/?)(?!(?:area|base|body|br|col|dd|dt|embed|head|hr|html|i
 # An inner archive of at most HELD_ARCHIVE bytes whose documents have more bytes is a bomb.
 EXPANDED = 1 << 27
 HTML = ("text/html", "application/xhtml+xml", "")
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_BE: "utf-16-be",
+         codecs.BOM_UTF16_LE: "utf-16-le"}
+BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +41,14 @@ class Job:
         maximum_size: bytes of a document as stored, decompressed; larger ones are left out.
         ftfy: whether ftfy.fix_text goes over each text.
         whole_pages: whether menus, footers and the like are part of a page's text.
+        txt_pages: whether .txt files hold pages, as OpenWebText's scraper stores them raw.
     """
 
     minimum_size: int
     maximum_size: int
     ftfy: bool
     whole_pages: bool
+    txt_pages: bool = False
 
 
 class Document(typing.NamedTuple):
@@ -147,9 +152,10 @@ def _add(job, item, result):
 
 def _text(job, item):
     """(text, bytes of the document); (None, limit) if it is too large, (None, 0) if no text."""
-    if item.kind == "text":
+    if item.kind == "plain" or item.kind == "text" and not job.txt_pages:
+        refuse_tar(item.data)
         return item.data.decode("utf-8-sig"), len(item.data)
-    if item.kind == "html":
+    if item.kind in ("html", "text"):
         return html_text(item.data, None, job.whole_pages), len(item.data)
     status, fields, body = warc.http_response(item.data)
     media, _, rest = fields.get("content-type", "").partition(";")
@@ -161,13 +167,31 @@ def _text(job, item):
         return None, job.maximum_size
     charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", rest, re.I)
     charset = charset and charset[1]
+    if _binary(data, charset):
+        return None, 0
     if media == "text/plain":
         return _decoded(data, charset), len(data)
     return html_text(data, charset, job.whole_pages), len(data)
 
 
+def _binary(data, charset):
+    """Whether a body is none of text, whatever its server called it.
+
+    By control characters that no text has, as https://mimesniff.spec.whatwg.org (section 7.2) tells
+    them apart; documents of PDF may begin without any.
+    """
+    wide = data.startswith(tuple(MARKS)) or re.match("(utf|ucs).?(16|32|2|4)",
+                                                                   charset or "", re.I)
+    return not wide and (data.startswith(b"%PDF-") or BINARY.search(data[:1445]) is not None)
+
+
 def _decoded(data, charset):
-    """A page's characters: by the charset that its server named, its own, or the most likely."""
+    """A page's characters: by its byte order mark (https://encoding.spec.whatwg.org, section 6), or
+    the charset that its server named, its own, or the most likely.
+    """
+    for mark, name in MARKS.items():
+        if data.startswith(mark):
+            return data[len(mark):].decode(name, "replace")
     parse = resiliparse("parse.encoding")
     if charset:
         try:

@@ -22,6 +22,7 @@ from unpacking import (  # noqa: E402
     first,
     lines,
     one_line,
+    refuse_tar,
     split_name,
     tar_members,
     whole,
@@ -197,6 +198,7 @@ def _read_text(name, stream, text_key, report):
     """A text file is one document."""
     data = whole(stream, report.largest)
     if data:
+        refuse_tar(data)
         yield data.decode("utf-8-sig")
 
 

@@ -8,6 +8,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import tarfile
 import zlib
 
@@ -74,7 +75,8 @@ def split_name(name, forms):
     """Splits a file name into (format, compression) such as (".jsonl", ".zst").
 
     A compressed file of no known format is text, save for OpenWebText's `*_data.xz`, which is a tar
-    as is `.tgz`.
+    as is `.tgz`, and for the `RS_2017-04-1_meta.xz` that its scraper puts beside: there is no text
+    in it.
 
     Args:
         name: a path.
@@ -92,7 +94,7 @@ def split_name(name, forms):
     form = os.path.splitext(stem)[1]
     if form in forms:
         return form, compression
-    if not compression:
+    if not compression or re.search(r"-\d+_meta$", stem):
         return None
     return (".tar" if stem.endswith("_data") else ".txt"), compression
 
@@ -210,6 +212,17 @@ class _Member(tarfile.TarInfo):
     def _proc_gnusparse_10(self, *_):
         # Its list of holes, which tarfile holds in memory, may be of any length.
         raise tarfile.ReadError(_SPARSE)
+
+
+def refuse_tar(data):
+    """Refuses a tar where a document has to be.
+
+    Raises:
+        ValueError: the bytes begin as a tar's do.
+    """
+    if data[257:262] == b"ustar":
+        raise ValueError("a tar, which its name does not say; let it end in .tar, .tar.xz or the "
+                         "like")
 
 
 def tar_members(stream):

@@ -21,8 +21,9 @@ class Item(typing.NamedTuple):
     """What was found at one place.
 
     Attributes:
-        kind: "text", "html", "http" (a response with a page) or "archive", with the bytes in
-            `data`; or "unreadable" or "too large", with the reason in it.
+        kind: "text" (a .txt file), "plain" (a record of plain text), "html", "http" (a response
+            with a page) or "archive", with the bytes in `data`; or "unreadable" or "too large",
+            with the reason in it.
         where: the file, and the member or the record in it.
         url: the page's address, or None.
         data: bytes or str, see `kind`.
@@ -109,7 +110,7 @@ def _warc(name, stream, largest):
         url = record.head.get("warc-target-uri", "").strip("<>") or None
         where = f"{name} record {record.number}"
         media = record.head.get("content-type", "").partition(";")[0].strip().lower()
-        kind = {"text/plain": "text", "text/html": "html",
+        kind = {"text/plain": "plain", "text/html": "html",
                 "application/xhtml+xml": "html"}.get(media)
         if record.kind == "response":
             kind = "http" if media in ("application/http", "") else None

@@ -26,3 +26,10 @@ def test_older_names(old, new):
 def test_an_older_value_that_is_neither_true_nor_false():
     with pytest.raises(UserError, match="entmax_loss: must be true or false, not 1.5"):
         legacy.translate({"entmax_loss": 1.5})
+
+
+def test_keys_of_masked_language_models_are_named_where_there_is_none():
+    keys = dict(mlm_mask_prob=0.2, mlm_mask_id=60, mlm_same_token_prob=0.1)  # the last as always
+    assert graphs.config(**keys).notes == [
+        "mlm_training: false does not read mlm_mask_id, mlm_mask_prob"]
+    assert graphs.config(mlm_training=True, **keys).notes == []

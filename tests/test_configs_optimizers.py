@@ -21,3 +21,13 @@ def test_keys_of_other_optimizers_are_named_once():
                             ("decay_exponent", dict(decay_type="adam", decay_exponent=0.7))]:
         assert graphs.config(opt_name="adafactor", **changes).notes == [
             f"opt_name: adafactor does not read {unread}"]
+    assert graphs.config(opt_name="sgd", nesterov=True).notes == []
+    assert graphs.config(opt_name="sgd", nesterov=True, momentum=0.0).notes == [
+        "opt_name: sgd does not read nesterov"]
+
+
+def test_keys_that_no_schedule_reads_are_named_once():
+    changes = dict(lr_decay_end=50, lr_min_ratio=0.2)
+    assert graphs.config(**changes).notes == graphs.config(lr_decay="constant").notes == []
+    assert graphs.config(lr_decay="constant", **changes).notes == [
+        "lr_decay: constant does not read lr_decay_end, lr_min_ratio"]

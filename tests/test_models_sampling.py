@@ -72,6 +72,22 @@ def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
     return result / result.sum()
 
 
+@pytest.mark.parametrize("settings", [
+    {"temperature": 0.7}, {"top_k": 4}, {"top_p": 0.6}, {"top_p": 0.95, "temperature": 2.0},
+    {"top_k": 6, "top_p": 0.8, "temperature": 1.4}], ids=str)
+def test_the_probabilities_are_those_of_transformers_warpers(settings):
+    torch = pytest.importorskip("torch", reason="the reference is transformers'")
+    process = pytest.importorskip("transformers.generation.logits_process")
+    logits = np.random.RandomState(3).normal(size=12).astype(np.float32) * 2
+    warped = torch.tensor(logits[None, :N_VALID])
+    for name, warper in [("temperature", process.TemperatureLogitsWarper),
+                         ("top_k", process.TopKLogitsWarper), ("top_p", process.TopPLogitsWarper)]:
+        if name in settings:
+            warped = warper(settings[name])(None, warped)
+    np.testing.assert_allclose(probabilities(logits, **settings)[:N_VALID],
+                               torch.softmax(warped, -1)[0].numpy(), atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def draw():
     run = sampler(DRAWS)

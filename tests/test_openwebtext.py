@@ -244,6 +244,36 @@ def test_pages_of_warc_files(tmp_path):
     assert again == found
 
 
+def test_bodies_that_are_no_text_whatever_their_server_said(tmp_path):
+    """Pictures and PDF sent as HTML; but UTF-16, with zeros in it, is text."""
+    pytest.importorskip("resiliparse")
+    html, text = "Content-Type: text/html; charset=", "Content-Type: text/plain"
+    bodies = [(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", html + "utf-8"),
+              (b"%PDF-1.4\n1 0 obj << /Type /Catalog >>", html + "utf-8"),
+              (b"PK\x03\x04words", text), (page(1).decode().encode("utf-16"), html + "utf-8"),
+              (page(2).decode().encode("utf-16-le"), html + "utf-16le"),
+              (page(3) + b"\x1b[0m", html + "utf-8")]
+    path = put(tmp_path, "a.warc", b"".join(
+        response(f"http://a.org/{i}", *given) for i, given in enumerate(bodies)))
+    found, report = run(tmp_path, "--input", path)
+    assert [one["text"].split()[0] for one in found] == ["Rose1", "Rose2", "Rose3"]
+    assert (report["documents"], report["other_responses"]) == (3, 3)
+
+
+def test_what_openwebtexts_scraper_stores_raw(tmp_path):
+    """Pages in .txt files of RS_*_data.xz, beside archives of JSON that are no text."""
+    pytest.importorskip("resiliparse")
+    put(tmp_path, "in/RS_2017-04-1_data.xz", lzma.compress(tar(
+        [(f"{i:07}-{i:032x}.txt", page(i)) for i in range(3)])))
+    put(tmp_path, "in/RS_2017-04-1_meta.xz", lzma.compress(tar([("0000000-0.json", b"{}")])))
+    found, report = run(tmp_path, "--input", tmp_path / "in", "--txt_pages")
+    assert [one["text"] for one in found] == [
+        "\n\n".join(SENTENCES).replace("Rose", f"Rose{i}") for i in range(3)]
+    assert report["unreadable"] == 0
+    found, _ = run(tmp_path, "--input", tmp_path / "in", out="as_text")
+    assert [one["text"] for one in found] == [page(i).decode() for i in range(3)]
+
+
 def test_pages_as_files(tmp_path):
     pytest.importorskip("resiliparse")
     put(tmp_path, "a.html", PAGE.replace("<title>", '<meta charset="iso-8859-1"><title>').encode(
@@ -289,6 +319,7 @@ def damaged():
         ("a.txt", b"", "empty", []),
         ("a.txt", b"\xff\xfe\xff", "utf-8", []),
         ("a.txt.gz", gzip.compress(b"one")[:-9], r"within its first \d+ of \d+ bytes", []),
+        ("subset.xz", lzma.compress(two), "a tar, which its name does not say", []),
         ("a.tar", two[:1024 + 514], "cut off|unexpected end", ["one"]),
         ("a.tar", two[:1024], "cut off", ["one"]),
         ("a.tar", bytes(hit), "header is damaged", ["one"]),
