@@ -13,7 +13,7 @@ from mesh import head_loss, ops
 from mesh.compat import mtf, tf
 from mesh.simd import SimdMesh
 from mesh.slices import local
-from models import attention
+from models import attention, positions
 from models.heads import Heads
 
 
@@ -46,8 +46,13 @@ def _attention(ctx, qkv, rotary_dims, rate, site, causal=True, learned=(), slope
     batch, sequence, _, heads, features = qkv.shape.dims
     memory = mtf.Dimension("memory_length", sequence.size)
     parts, shape = Heads(qkv, memory, rotary_dims), [batch, heads, sequence, features]
-    q, k, v = local(lambda x: tuple(parts.split_slice(x, tf.range(sequence.size))), [qkv],
-                    [(shape, qkv.dtype)] * 3, name="split")
+
+    def split(x):
+        places = tf.range(sequence.size)
+        angles = positions.rotary_angles(places, rotary_dims) if rotary_dims else ()
+        return tuple(parts.split_slice(x, *angles))
+
+    q, k, v = local(split, [qkv], [(shape, qkv.dtype)] * 3, name="split")
     k, v = (mtf.rename_dimension(x, sequence.name, memory.name) for x in (k, v))
     logits = mtf.einsum([mtf.cast(q, tf.float32), mtf.cast(k, tf.float32)],
                         [batch, heads, sequence, memory])

@@ -175,13 +175,13 @@ def _text(job, item):
 
 
 def _binary(data, charset):
-    """Whether a body is none of text, whatever its server called it.
+    """Whether a body is no text, whatever its server called it.
 
     By control characters that no text has, as https://mimesniff.spec.whatwg.org (section 7.2) tells
     them apart; documents of PDF may begin without any.
     """
-    wide = data.startswith(tuple(MARKS)) or re.match("(utf|ucs).?(16|32|2|4)",
-                                                                   charset or "", re.I)
+    wide = (data.startswith(tuple(MARKS))
+            or re.match("(utf|ucs).?(16|32|2|4)", charset or "", re.I))
     return not wide and (data.startswith(b"%PDF-") or BINARY.search(data[:1445]) is not None)
 
 

@@ -26,6 +26,8 @@ ALLOWED = {
         {"open"}, "a local path: a config is read without TensorFlow; one with :// goes to gfile"),
     ("configs/dataset_files.py", "path"): (
         {"os.path.isfile"}, "which of two folders of this checkout has an id"),
+    ("configs/dataset_files.py", "covered"): (
+        {"os.path.isfile"}, "whether both folders of this checkout have an id"),
     ("configs/dataset_files.py", "_load"): (
         {"os.path.isfile", "os.path.isdir", "os.listdir"},
         "suggests a dataset of configs/datasets/; paths with :// do not come here"),
